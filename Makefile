@@ -1,0 +1,75 @@
+# make run        start the appliance with its demo site on http://127.0.0.1:8080
+# make test       set everything up and run all tests
+# make lint       ruff, mypy, import-linter, deptry
+# make image-test build the image and try it for real
+# make lock       renew requirements.lock
+.PHONY: run install test lint format image-test lock chromium clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check -qq
+
+help:
+	@sed -n 's/^# //p' $(MAKEFILE_LIST)
+
+# Without a config.toml, `make run` shows what there is: demo site, admin page, data in ./data.
+ifeq ($(wildcard config.toml),)
+run: export APPLIANCE_SERVER__BIND ?= 127.0.0.1:8080
+run: export APPLIANCE_SERVER__DATA_DIR ?= $(CURDIR)/data
+run: export APPLIANCE_SERVER__DEMO ?= true
+run: export APPLIANCE_ADMIN__PASSWORD ?= demo
+run: NOTE = echo "No config.toml here: starting the demo. The admin page's password is \"$$APPLIANCE_ADMIN__PASSWORD\"."; echo
+else
+run: NOTE = :
+endif
+
+run: $(VENV)/.installed
+	@$(NOTE)
+	@exec $(BIN)/appliance serve
+
+# The locked versions, then the package itself as a link to this checkout.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed (PYTHON=...)" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --editable .
+	@touch $@
+
+# The tools of development, at the versions locked for them; --no-deps because that list is complete.
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	$(PIP) install --require-hashes --no-deps -r requirements-dev.lock
+	@touch $@
+
+install: $(VENV)/.installed-dev
+
+test: install chromium
+	$(BIN)/pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+chromium:
+	@tests/install-chromium
+
+image-test:
+	@tests/image-test
+
+lock: install
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --no-header --quiet --upgrade -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --group dev -c requirements.lock --universal --python-version 3.11 \
+	    --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --no-header --quiet --upgrade \
+	    -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

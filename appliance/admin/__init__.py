@@ -1,0 +1,1 @@
+"""The windows: health checks, the status page, and the demo site."""

@@ -1,0 +1,84 @@
+"""Who may look in: the password through a login form, or the token of a script."""
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from flask import request, session
+
+from appliance.config import Admin
+from appliance.errors import StartError
+
+# Guesses are counted for everybody together: an attacker has many addresses, an admin few wrong tries.
+_GUESSES = 10
+_GUESS_WINDOW_SECONDS = 60.0
+
+
+class Auth:
+    """Checks password, session and token."""
+
+    def __init__(self, admin: Admin) -> None:
+        self._password = admin.password.get_secret_value()
+        self._token = admin.token.get_secret_value()
+        self._failures: deque[float] = deque()
+        self._lock = threading.Lock()
+
+    @property
+    def has_password(self) -> bool:
+        """Whether the login form leads anywhere."""
+        return bool(self._password)
+
+    def allowed(self) -> bool:
+        """Return whether this request may see data."""
+        return self._has_session() or self._has_token()
+
+    def log_in(self, password: str) -> bool:
+        """Open a session if the password is right. Ask `locked` first."""
+        if not self._password or not _same(password, self._password):
+            with self._lock:
+                self._failures.append(time.monotonic())
+            return False
+        session.clear()
+        session.permanent = True
+        session["admin"] = self._fingerprint()
+        return True
+
+    def locked(self) -> bool:
+        """Return whether there were too many wrong guesses in the last minute."""
+        with self._lock:
+            while self._failures and self._failures[0] < time.monotonic() - _GUESS_WINDOW_SECONDS:
+                self._failures.popleft()
+            return len(self._failures) >= _GUESSES
+
+    def _has_session(self) -> bool:
+        return bool(self._password) and _same(str(session.get("admin", "")), self._fingerprint())
+
+    def _has_token(self) -> bool:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        return bool(self._token) and scheme.lower() == "bearer" and _same(token.strip(), self._token)
+
+    def _fingerprint(self) -> str:
+        """Sessions end when the password changes."""
+        return hashlib.sha256(b"session:" + self._password.encode()).hexdigest()
+
+
+def session_key(data_dir: Path) -> bytes:
+    """Return the key that signs sessions; it is made once and kept, so that a restart logs nobody out."""
+    path = data_dir / "session.key"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_bytes(secrets.token_bytes(32))
+        return path.read_bytes()
+    except OSError as error:
+        raise StartError(f"{path} cannot be read or written: {error.strerror}") from error
+
+
+def _same(given: str, right: str) -> bool:
+    """Compare without telling by the time it takes how much of it was right."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), right.encode())

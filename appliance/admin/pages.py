@@ -1,0 +1,93 @@
+"""The admin page: events in, waiting, exported, and the last runs."""
+
+from datetime import UTC, datetime
+
+from flask import Blueprint, Response, redirect, render_template, request, session, url_for
+from werkzeug.wrappers import Response as BaseResponse
+
+from appliance.admin.auth import Auth
+from appliance.config import Settings
+from appliance.errors import DatabaseUnavailableError
+from appliance.store import events, overview
+from appliance.store.database import Database
+
+_NEWEST_EVENTS = 15
+_SHOWN_RUNS = 10
+
+# Nothing but this server's own files runs or loads here, whatever an event's text may hold.
+_CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+
+
+def blueprint(settings: Settings, db: Database) -> Blueprint:
+    """Return the admin's routes."""
+    routes = Blueprint("admin", __name__, url_prefix="/admin", template_folder="templates", static_folder="static")
+    pages = _Pages(settings, db)
+    routes.add_url_rule("/", view_func=pages.status, endpoint="status")
+    routes.add_url_rule("/login", view_func=pages.login_form, endpoint="login")
+    routes.add_url_rule("/login", view_func=pages.log_in, methods=["POST"], endpoint="log_in")
+    routes.add_url_rule("/logout", view_func=pages.log_out, methods=["POST"], endpoint="log_out")
+    routes.add_app_template_filter(_moment, "moment")
+    routes.add_app_template_filter(_number, "number")
+    routes.after_request(_with_security_headers)
+    return routes
+
+
+class _Pages:
+    def __init__(self, settings: Settings, db: Database) -> None:
+        self._settings = settings
+        self._db = db
+        self._auth = Auth(settings.admin)
+
+    def status(self) -> BaseResponse | tuple[str, int]:
+        if not self._settings.admin.enabled:
+            return render_template("off.html"), 404
+        if not self._auth.allowed():
+            if not self._auth.has_password:
+                return render_template("off.html", token_only=True), 401
+            return redirect(url_for("admin.login"))
+        try:
+            with self._db.connection(wait_seconds=2) as conn:
+                state = overview.read(conn, run_limit=_SHOWN_RUNS)
+                newest = events.newest(conn, limit=_NEWEST_EVENTS)
+        except DatabaseUnavailableError as error:
+            return render_template("away.html", reason=error), 503
+        page = render_template(
+            "status.html", state=state, newest=newest, settings=self._settings, now=datetime.now(UTC)
+        )
+        return Response(page)
+
+    def login_form(self) -> BaseResponse | tuple[str, int]:
+        if not self._auth.has_password:
+            return redirect(url_for("admin.status"))
+        return render_template("login.html", problem=None), 200
+
+    def log_in(self) -> BaseResponse | tuple[str, int]:
+        if self._auth.locked():
+            return render_template("login.html", problem="Too many wrong passwords. Wait a minute."), 429
+        if not self._auth.log_in(request.form.get("password", "")):
+            return render_template("login.html", problem="That is not the password."), 401
+        return redirect(url_for("admin.status"))
+
+    def log_out(self) -> BaseResponse:
+        session.clear()
+        return redirect(url_for("admin.login"))
+
+
+def _with_security_headers(answer: Response) -> Response:
+    answer.headers["Content-Security-Policy"] = _CONTENT_POLICY
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    answer.headers["Referrer-Policy"] = "no-referrer"
+    if request.endpoint != "admin.static":
+        answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
+def _moment(value: datetime | None) -> str:
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if value else "–"
+
+
+def _number(value: int) -> str:
+    return f"{value:,}".replace(",", "\u202f")

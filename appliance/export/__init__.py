@@ -1,0 +1,1 @@
+"""The way out: sealed batches become objects in the client's bucket and in the backup bucket."""

@@ -1,0 +1,62 @@
+"""Log format and redaction: one line a record, bounded, without secrets."""
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterable
+
+# A hostile client must not be able to fill the disk or forge lines through a message.
+MAX_MESSAGE_CHARS = 2_000
+
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
+_URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
+_KEYWORD_PASSWORD = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)")
+
+# Shorter values would blank out ordinary words of the log.
+_MIN_SECRET_CHARS = 4
+
+
+class _Formatter(logging.Formatter):
+    """Renders a record in UTC and blanks every known secret, tracebacks included."""
+
+    converter = staticmethod(time.gmtime)
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt=None)
+        self._redact = redactor(secrets)
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage().translate(_CONTROL)
+        if len(message) > MAX_MESSAGE_CHARS:
+            message = f"{message[:MAX_MESSAGE_CHARS]}... ({len(message)} characters)"
+        clean = logging.makeLogRecord({**record.__dict__, "msg": message, "args": None})
+        return self._redact(super().format(clean))
+
+
+class _Redactor:
+    def __init__(self, secrets: Iterable[str]) -> None:
+        # Longest first: one secret may contain another.
+        self._secrets = sorted({s for s in secrets if len(s) >= _MIN_SECRET_CHARS}, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        text = _URL_PASSWORD.sub(r"\1:***@", text)
+        return _KEYWORD_PASSWORD.sub(r"\1***", text)
+
+
+def redactor(secrets: Iterable[str]) -> _Redactor:
+    """Return a function that blanks the given secrets, and passwords in database URLs, in any text."""
+    return _Redactor(secrets)
+
+
+def configure(*, secrets: Iterable[str] = (), level: int = logging.INFO) -> None:
+    """Send all logging to standard error in the appliance's format. Calling it again replaces the former set-up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(secrets))
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    # These report each retry of their own; what matters of it reaches the user through our errors.
+    for chatty in ("psycopg.pool", "apscheduler", "botocore", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)

@@ -1,0 +1,70 @@
+"""Which database it is: the configured one, or the embedded one of the data directory."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psycopg
+
+from appliance.config import Settings
+from appliance.errors import ConfigError
+from appliance.store.database import Database
+from appliance.store.embedded import EmbeddedPostgres
+from appliance.store.migrations import migrate
+
+_STOP_SECONDS = 30
+
+
+def conninfo_of(settings: Settings) -> str:
+    """Return how to connect to the database. Raises ConfigError where database.url is none."""
+    url = settings.database.url.get_secret_value()
+    if not url:
+        return EmbeddedPostgres(settings.server.data_dir).conninfo
+    try:
+        psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError as error:
+        raise ConfigError(["database.url: write it as postgresql://user:password@host/name"]) from error
+    return url
+
+
+@contextmanager
+def attached(settings: Settings) -> Iterator[Database]:
+    """Lend a command the database, with its schema current.
+
+    The embedded one is started for the command and stopped after it, unless an appliance runs it already.
+    """
+    with _running(settings), Database(conninfo_of(settings)) as db:
+        with db.connection() as conn:
+            migrate(conn)
+        yield db
+
+
+@contextmanager
+def _running(settings: Settings) -> Iterator[None]:
+    if settings.database.url.get_secret_value():
+        yield
+        return
+    postgres = EmbeddedPostgres(settings.server.data_dir)
+    if not postgres.acquire():
+        postgres.wait_ready()
+        yield
+        return
+    try:
+        pid = postgres.start()
+        try:
+            postgres.wait_ready()
+            yield
+        finally:
+            postgres.stop(pid)
+            _wait_until_gone(postgres)
+    finally:
+        postgres.release()
+
+
+def _wait_until_gone(postgres: EmbeddedPostgres) -> None:
+    deadline = time.monotonic() + _STOP_SECONDS
+    while postgres.running_pid() is not None and time.monotonic() < deadline:
+        with suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        time.sleep(0.02)

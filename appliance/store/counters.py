@@ -1,0 +1,75 @@
+"""Operational counters: how many events came in, without ever counting events_log."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from appliance.store.database import Connection
+from appliance.store.events import Event
+
+
+@dataclass(frozen=True, slots=True)
+class SiteCount:
+    """Events of one site."""
+
+    site_id: str
+    total: int
+    last_hour: int
+    last_day: int
+    last_minute: datetime
+
+
+def count_events(conn: Connection, events: Sequence[Event]) -> None:
+    """Count rows that this transaction has just stored; they must be the last to have drawn ids in this session."""
+    for (site_id, minute), number in Counter(
+        (e.site_id, e.created_at.replace(second=0, microsecond=0)) for e in events
+    ).items():
+        conn.execute(
+            "INSERT INTO event_counts (minute, site_id, events, last_id) VALUES (%s, %s, %s, lastval())",
+            (minute, site_id, number),
+        )
+
+
+def merge(conn: Connection) -> None:
+    """Make one row a minute of those of a commit each, and one row an hour of minutes that are days old.
+
+    Rows on either side of a seal stay apart, so that what waits for an export stays exact.
+    """
+    _merge_into(conn, unit="minute", older_than="2 minutes", newer_than="3 days")
+    _merge_into(conn, unit="hour", older_than="3 days", newer_than="4 days")
+
+
+def _merge_into(conn: Connection, *, unit: str, older_than: str, newer_than: str) -> None:
+    conn.execute(
+        """
+        WITH crowded AS (
+            SELECT date_trunc(%(unit)s, minute) AS slot, site_id FROM event_counts
+            WHERE minute < date_trunc(%(unit)s, now() - %(older)s::interval) AND minute >= now() - %(newer)s::interval
+            GROUP BY slot, site_id HAVING count(*) > 1
+        ), taken AS (
+            DELETE FROM event_counts c USING crowded
+            WHERE date_trunc(%(unit)s, c.minute) = slot AND c.site_id = crowded.site_id
+            AND c.minute >= now() - %(newer)s::interval
+            RETURNING slot, c.site_id, events, last_id
+        )
+        INSERT INTO event_counts (minute, site_id, events, last_id)
+        SELECT slot, site_id, sum(events), max(last_id) FROM taken
+        GROUP BY slot, site_id, (SELECT count(*) FROM export_coverage WHERE sealed_to >= last_id)
+        """,
+        {"unit": unit, "older": older_than, "newer": newer_than},
+    )
+
+
+def per_site(conn: Connection) -> list[SiteCount]:
+    """Return how many events each site has sent."""
+    rows = conn.execute(
+        """
+        SELECT site_id, sum(events)::bigint,
+            coalesce(sum(events) FILTER (WHERE minute > now() - interval '1 hour'), 0)::bigint,
+            coalesce(sum(events) FILTER (WHERE minute > now() - interval '1 day'), 0)::bigint,
+            max(minute)
+        FROM event_counts GROUP BY site_id ORDER BY site_id
+        """
+    )
+    return [SiteCount(*row) for row in rows]

@@ -1,0 +1,86 @@
+"""The connection pool, and what a lost database looks like to the rest of the house."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Self, TypeAlias
+
+import psycopg
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from appliance.errors import DatabaseUnavailableError
+
+Connection: TypeAlias = psycopg.Connection[TupleRow]
+
+# One for the inbox, the rest for exports, pages and health checks.
+_POOL_SIZE = 8
+_CONNECT_TIMEOUT_SECONDS = 5
+# The pool's back-off doubles from 1 s within this time: after a long outage it must not sleep on.
+_RECONNECT_SECONDS = 4.0
+# Requests that wait for a connection hold a thread each.
+_MAX_WAITING = 64
+
+
+class Database:
+    """A pool of connections that commit on leaving `connection()` and roll back on an error."""
+
+    def __init__(self, conninfo: str) -> None:
+        self.conninfo = conninfo
+        self._pool = ConnectionPool(
+            conninfo,
+            open=False,
+            min_size=1,
+            max_size=_POOL_SIZE,
+            timeout=_CONNECT_TIMEOUT_SECONDS,
+            max_waiting=_MAX_WAITING,
+            reconnect_timeout=_RECONNECT_SECONDS,
+            kwargs={"connect_timeout": _CONNECT_TIMEOUT_SECONDS, "application_name": "appliance"},
+        )
+
+    def __enter__(self) -> Self:
+        self._pool.open(wait=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Start the pool's threads; a database that is away is no error here."""
+        self._pool.open(wait=False)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._pool.close()
+
+    @contextmanager
+    def connection(self, *, wait_seconds: float = _CONNECT_TIMEOUT_SECONDS) -> Iterator[Connection]:
+        """Lend a connection for one transaction.
+
+        Raises DatabaseUnavailableError when none can be had in time or when it is lost on the way; whether a lost
+        transaction was committed is then unknown.
+        """
+        try:
+            with self._pool.connection(timeout=wait_seconds) as conn:
+                yield conn
+        except (PoolTimeout, PoolClosed, TooManyRequests) as error:
+            raise DatabaseUnavailableError(f"the database does not answer ({error})") from error
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            # After a restart of the server every idle connection is dead: replace them all at once.
+            with suppress(PoolClosed):
+                self._pool.drain()
+            raise DatabaseUnavailableError(f"the database failed: {_first_line(error)}") from error
+
+    def ping(self) -> None:
+        """Raise DatabaseUnavailableError unless the database answers a query within a second or so."""
+        with self.connection(wait_seconds=1) as conn:
+            conn.execute("SELECT 1")
+
+
+def fetch_value(conn: Connection, query: str, params: Any = None) -> Any:
+    """Return the first column of the first row; None without a row."""
+    row = conn.execute(query, params).fetchone()
+    return row[0] if row else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

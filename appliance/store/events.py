@@ -1,0 +1,133 @@
+"""Statements on events_log, one function each, taking a connection."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import psycopg
+
+from appliance.store.database import Connection, fetch_value
+
+# What the clients' buckets get of a row; exported_at is the appliance's own business.
+EXPORTED_COLUMNS = (
+    "id",
+    "event_id",
+    "event_type",
+    "session_id",
+    "visitor_id",
+    "site_id",
+    "timestamp",
+    "url",
+    "path",
+    "user_agent",
+    "ip_address",
+    "raw_event_data",
+    "created_at",
+)
+
+_INSERTED_COLUMNS = ", ".join(column for column in EXPORTED_COLUMNS if column != "id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One row to be stored. Text fits its column, `raw_event_data` is JSON text that jsonb takes."""
+
+    event_id: UUID
+    event_type: str
+    session_id: str | None
+    visitor_id: str | None
+    site_id: str
+    timestamp: datetime
+    url: str | None
+    path: str | None
+    user_agent: str | None
+    ip_address: str | None
+    raw_event_data: str
+    created_at: datetime
+
+    def as_row(self) -> tuple[object, ...]:
+        """Return the values in the order in which they are copied in."""
+        return (
+            self.event_id,
+            self.event_type,
+            self.session_id,
+            self.visitor_id,
+            self.site_id,
+            self.timestamp,
+            self.url,
+            self.path,
+            self.user_agent,
+            self.ip_address,
+            self.raw_event_data,
+            self.created_at,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """What the status page shows of one of the newest rows."""
+
+    id: int
+    event_type: str
+    site_id: str | None
+    timestamp: datetime
+    path: str | None
+    visitor_id: str | None
+    exported: bool
+
+
+def copy_in(conn: Connection, events: Sequence[Event]) -> None:
+    """Store all events with one COPY: the fast way, for events that are all new.
+
+    Raises psycopg.errors.UniqueViolation when one of them is stored already; nothing is stored then.
+    """
+    _copy(conn, "events_log", events)
+
+
+def insert_new(conn: Connection, events: Sequence[Event]) -> set[UUID]:
+    """Store those events whose id is not stored yet and return their ids.
+
+    Rows go in by event_id: two appliances on one database that are fed the same ids in opposite order would deadlock.
+    The staging table has no id column: ids are drawn only under the lock on events_log.
+    """
+    conn.execute(
+        f"CREATE TEMPORARY TABLE staged_events ON COMMIT DROP AS SELECT {_INSERTED_COLUMNS} FROM events_log WITH NO DATA"
+    )
+    _copy(conn, "staged_events", events)
+    rows = conn.execute(
+        f"INSERT INTO events_log ({_INSERTED_COLUMNS}) SELECT {_INSERTED_COLUMNS} FROM staged_events ORDER BY event_id"
+        " ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
+    )
+    return {row[0] for row in rows}
+
+
+def _copy(conn: Connection, table: str, events: Sequence[Event]) -> None:
+    query = psycopg.sql.SQL("COPY {} ({}) FROM STDIN").format(
+        psycopg.sql.Identifier(table),
+        psycopg.sql.SQL(_INSERTED_COLUMNS),
+    )
+    with conn.cursor().copy(query) as copy:
+        for event in events:
+            copy.write_row(event.as_row())
+
+
+def newest_id(conn: Connection) -> int:
+    """Return the largest id that can be seen; 0 in an empty table."""
+    return int(fetch_value(conn, "SELECT coalesce(max(id), 0) FROM events_log"))
+
+
+def newest(conn: Connection, *, limit: int) -> list[StoredEvent]:
+    """Return the rows that came in last, newest first; reads no more than it returns."""
+    rows = conn.execute(
+        "SELECT id, event_type, site_id, timestamp, path, visitor_id, exported_at IS NOT NULL"
+        " FROM events_log ORDER BY id DESC LIMIT %s",
+        (limit,),
+    )
+    return [StoredEvent(*row) for row in rows]
+
+
+def mark_exported(conn: Connection, condition: psycopg.sql.Composable) -> int:
+    """Set exported_at where the condition holds and it is not set yet; return how many rows that were."""
+    query = psycopg.sql.SQL("UPDATE events_log AS e SET exported_at = now() WHERE exported_at IS NULL AND {}")
+    return conn.execute(query.format(condition)).rowcount

@@ -1,0 +1,51 @@
+"""Brings a database to the current schema: schema.sql on an empty one, numbered steps on an older one.
+
+Steps are files `migrations/NNNN_what.sql` beside this module; the step NNNN leads from version NNNN - 1.
+"""
+
+from pathlib import Path
+
+from appliance.errors import SchemaError
+from appliance.resources import read_resource
+from appliance.store.database import Connection, fetch_value
+
+SCHEMA_VERSION = 1
+
+_STEPS = Path(__file__).parent / "migrations"
+# Any number will do, as long as it is always the same: two processes that start at once take turns.
+_LOCK_KEY = 7_217_001
+
+
+def migrate(conn: Connection) -> None:
+    """Make the schema current, in one transaction. Does nothing when it is.
+
+    Raises SchemaError when the database was made by a newer version.
+    """
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
+        version = current_version(conn)
+        if version is None:
+            conn.execute(read_resource("schema.sql"))
+            conn.execute("INSERT INTO installation (schema_version) VALUES (%s)", (SCHEMA_VERSION,))
+            return
+        if version > SCHEMA_VERSION:
+            raise SchemaError(
+                f"the database has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: "
+                "run the newer version that made it"
+            )
+        for step in range(version + 1, SCHEMA_VERSION + 1):
+            _run_step(conn, step)
+
+
+def current_version(conn: Connection) -> int | None:
+    """Return the schema's version, or None in a database that holds no appliance."""
+    if fetch_value(conn, "SELECT to_regclass('installation')") is None:
+        return None
+    version: int | None = fetch_value(conn, "SELECT schema_version FROM installation")
+    return version
+
+
+def _run_step(conn: Connection, step: int) -> None:
+    (file,) = _STEPS.glob(f"{step:04d}_*.sql")
+    conn.execute(file.read_text(encoding="utf-8"))
+    conn.execute("UPDATE installation SET schema_version = %s", (step,))

@@ -1,0 +1,84 @@
+"""Runs of export jobs: the lease that saves double work, and the record that people read."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from appliance.store.database import Connection, fetch_value
+
+LEASE_SECONDS = 30
+_KEPT_RUNS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of a job as the status shows it."""
+
+    job: str
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: str
+    batches: int
+    row_count: int
+    message: str
+
+
+def take_lease(conn: Connection, job: str, holder: UUID) -> bool:
+    """Take or renew the job's lease for LEASE_SECONDS; False while another holds it.
+
+    A row with an end rather than a session lock: it survives a pooler, and a dead holder's ends by itself.
+    """
+    taken = conn.execute(
+        "INSERT INTO export_leases AS l (job, holder, expires_at) VALUES (%(job)s, %(holder)s, now() + %(time)s)"
+        " ON CONFLICT (job) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at"
+        " WHERE l.holder = excluded.holder OR l.expires_at < now()",
+        {"job": job, "holder": holder, "time": f"{LEASE_SECONDS} seconds"},
+    )
+    return taken.rowcount == 1
+
+
+def release_lease(conn: Connection, job: str, holder: UUID) -> None:
+    """Give the lease back, unless it has passed on meanwhile."""
+    conn.execute("DELETE FROM export_leases WHERE job = %s AND holder = %s", (job, holder))
+
+
+def start(conn: Connection, job: str) -> int:
+    """Record that a run of the job has started, forget very old ones, and return its id.
+
+    The caller holds the lease, so a run that still counts as running was cut off.
+    """
+    conn.execute(
+        "UPDATE export_runs SET outcome = 'failed', finished_at = now(), message = 'cut off; the next run went on'"
+        " WHERE job = %s AND outcome = 'running'",
+        (job,),
+    )
+    conn.execute(
+        "DELETE FROM export_runs WHERE job = %(job)s AND id <= ("
+        " SELECT id FROM export_runs WHERE job = %(job)s ORDER BY id DESC OFFSET %(kept)s LIMIT 1)",
+        {"job": job, "kept": _KEPT_RUNS},
+    )
+    return int(fetch_value(conn, "INSERT INTO export_runs (job) VALUES (%s) RETURNING id", (job,)))
+
+
+def finish(  # noqa: PLR0913 - the columns of one row
+    conn: Connection, run_id: int, *, failed: bool, batches: int, row_count: int, message: str
+) -> None:
+    """Record how a run ended."""
+    conn.execute(
+        "UPDATE export_runs SET finished_at = now(), outcome = %s, batches = %s, row_count = %s, message = %s"
+        " WHERE id = %s",
+        ("failed" if failed else "done", batches, row_count, message[:2000], run_id),
+    )
+
+
+def latest(conn: Connection, *, limit: int) -> list[Run]:
+    """Return the newest runs of all jobs, newest first."""
+    rows = conn.execute(
+        "SELECT job, started_at, finished_at, outcome, batches, row_count, message FROM export_runs"
+        " ORDER BY id DESC LIMIT %s",
+        (limit,),
+    )
+    return [
+        Run(job=j, started_at=s, finished_at=f, outcome=o, batches=b, row_count=n, message=m)
+        for j, s, f, o, b, n, m in rows
+    ]

@@ -1,0 +1,201 @@
+"""Sealing: deciding, once and for ever, which rows are a batch.
+
+No table lock is taken and no writer ever waits. B = max(id) is read first; then the transactions are listed that hold
+ROW EXCLUSIVE on events_log (every INSERT, COPY and UPDATE takes it and keeps it until it ends). An id up to B that
+cannot be seen yet can only belong to one of those, because ids are drawn under that lock and in order. Once each of
+them has ended, everything up to B is final. One that stays open delays the seal, not the sealing process: nothing new
+is sealed, and the status names it.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from appliance.store import ledger
+from appliance.store.database import Connection
+from appliance.store.events import newest_id
+from appliance.store.ranges import ALL_SITES, Range, where
+
+# How long a run waits for the writers it met; a group of the inbox takes milliseconds.
+PATIENCE_SECONDS = 2.0
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """A transaction that may still bring rows with ids below ones that are already seen."""
+
+    transaction: str
+    pid: int | None
+    age_seconds: float
+    application: str
+
+    def __str__(self) -> str:
+        who = f"process {self.pid} ({self.application})" if self.pid else f"prepared transaction {self.application}"
+        return f"{who} has held a transaction on events_log open for {self.age_seconds:.0f} s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the next batch of a job will be frozen with."""
+
+    job: str
+    format: str
+    compression: str
+    object_rows: int
+    object_bytes: int
+    batch_rows: int
+    schema_version: int
+    buckets: Mapping[str, str]
+    """Prefix by bucket name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """No batch was sealed. `blockers`: the open transactions that forbid it, if that is why."""
+
+    blockers: tuple[Writer, ...] = ()
+
+
+def open_writers(conn: Connection) -> list[Writer]:
+    """List the transactions, prepared ones too, that hold ROW EXCLUSIVE on events_log; not this session's own."""
+    rows = conn.execute(
+        """
+        SELECT l.virtualtransaction, l.pid,
+            coalesce(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared)), 0)::float8,
+            coalesce(nullif(a.application_name, ''), p.gid, '')
+        FROM pg_locks l
+        LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+        LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction::text
+        WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+        AND l.relation = 'events_log'::regclass
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND l.pid IS DISTINCT FROM pg_backend_pid()
+        ORDER BY 3 DESC
+        """
+    )
+    return [Writer(transaction=t, pid=pid, age_seconds=age, application=name) for t, pid, age, name in rows]
+
+
+def sync_coverage(conn: Connection, jobs: Mapping[str, Sequence[str]]) -> None:
+    """Make the ledger's coverage what the configuration says: site ids, or "*", by job.
+
+    A job or site that is new starts at the beginning, so that rows that still stand are caught up; one that is gone
+    ends, and takes up again where it ended should it come back. No row is covered twice: a site that "*" has covered
+    starts where "*" has come to, and "*" leaves out every site with progress of its own.
+    """
+    for job, sites in jobs.items():
+        for site in sites:
+            conn.execute(
+                "INSERT INTO export_coverage (job, site, sealed_to) VALUES (%(job)s, %(site)s,"
+                " coalesce((SELECT sealed_to FROM export_coverage WHERE job = %(job)s AND site = '*'), 0))"
+                " ON CONFLICT DO NOTHING",
+                {"job": job, "site": site},
+            )
+        conn.execute(
+            "UPDATE export_coverage SET active = NOT active WHERE job = %(job)s"
+            " AND active IS DISTINCT FROM (site = ANY(%(sites)s) OR '*' = ANY(%(sites)s))",
+            {"job": job, "sites": list(sites)},
+        )
+    conn.execute("UPDATE export_coverage SET active = false WHERE active AND job <> ALL(%s)", (list(jobs),))
+
+
+def seal_next(conn: Connection, plan: Plan, *, patience_seconds: float = PATIENCE_SECONDS) -> ledger.Key | Nothing:
+    """Seal the job's next batch if there are rows for it.
+
+    Two runs at once are right without a lock: the second to write the sequence, or to move the coverage on, fails
+    with UniqueViolation or gets a stale coverage, and its transaction comes to nothing.
+    """
+    coverage = _active_coverage(conn, plan.job)
+    newest = newest_id(conn)
+    ranges = _ranges_up_to(newest, coverage)
+    if not ranges:
+        return Nothing()
+    blockers = _outwait(conn, patience_seconds)
+    if blockers:
+        return Nothing(blockers)
+    row_count, last_id = _cut(conn, ranges, plan.batch_rows)
+    end = last_id if row_count == plan.batch_rows else newest
+    frozen = _ranges_up_to(end, coverage)
+    _advance_coverage(conn, plan.job, frozen)
+    if row_count == 0:
+        return Nothing()
+    return _freeze(conn, plan, frozen, row_count)
+
+
+def _active_coverage(conn: Connection, job: str) -> dict[str, tuple[int, bool]]:
+    rows = conn.execute("SELECT site, sealed_to, active FROM export_coverage WHERE job = %s ORDER BY site", (job,))
+    return {site: (sealed_to, active) for site, sealed_to, active in rows}
+
+
+def _ranges_up_to(end: int, coverage: Mapping[str, tuple[int, bool]]) -> list[Range]:
+    named = tuple(site for site in coverage if site != ALL_SITES)
+    return [
+        Range(site=site, from_id=sealed_to, to_id=end, except_sites=named if site == ALL_SITES else ())
+        for site, (sealed_to, active) in coverage.items()
+        if active and sealed_to < end
+    ]
+
+
+def _outwait(conn: Connection, patience_seconds: float) -> tuple[Writer, ...]:
+    """Wait for the writers of this moment, not for later ones; return those that stayed open."""
+    met = {writer.transaction for writer in open_writers(conn)}
+    deadline = time.monotonic() + patience_seconds
+    while met:
+        left = [writer for writer in open_writers(conn) if writer.transaction in met]
+        if not left or time.monotonic() >= deadline:
+            return tuple(left)
+        time.sleep(_POLL_SECONDS)
+    return ()
+
+
+def _cut(conn: Connection, ranges: Sequence[Range], limit: int) -> tuple[int, int]:
+    query = sql.SQL(
+        "SELECT count(*), coalesce(max(id), 0) FROM (SELECT id FROM events_log e WHERE {} ORDER BY id LIMIT {}) AS cut"
+    ).format(where(ranges), sql.Literal(limit))
+    row = conn.execute(query).fetchone()
+    assert row is not None  # noqa: S101 - an aggregate always returns a row
+    return row[0], row[1]
+
+
+def _advance_coverage(conn: Connection, job: str, frozen: Iterable[Range]) -> None:
+    """Move the coverage on by compare-and-set: another run that was faster makes this one start over."""
+    for r in frozen:
+        moved = conn.execute(
+            "UPDATE export_coverage SET sealed_to = %s WHERE job = %s AND site = %s AND sealed_to = %s AND active",
+            (r.to_id, job, r.site, r.from_id),
+        )
+        if moved.rowcount != 1:
+            raise ledger.OvertakenError(f"another run of {job} has sealed these rows")
+
+
+def _freeze(conn: Connection, plan: Plan, frozen: Sequence[Range], row_count: int) -> ledger.Key:
+    sequence = ledger.next_sequence(conn, plan.job)
+    conn.execute(
+        "INSERT INTO export_batches (job, sequence, row_count, format, compression, object_rows, object_bytes,"
+        " schema_version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            plan.job,
+            sequence,
+            row_count,
+            plan.format,
+            plan.compression,
+            plan.object_rows,
+            plan.object_bytes,
+            plan.schema_version,
+        ),
+    )
+    for r in frozen:
+        conn.execute(
+            "INSERT INTO export_ranges (job, sequence, site, except_sites, from_id, to_id)"
+            " VALUES (%s, %s, %s, %s, %s, %s)",
+            (plan.job, sequence, r.site, list(r.except_sites), r.from_id, r.to_id),
+        )
+    for bucket, prefix in plan.buckets.items():
+        conn.execute(
+            "INSERT INTO export_deliveries (job, sequence, bucket, prefix) VALUES (%s, %s, %s, %s)",
+            (plan.job, sequence, bucket, prefix),
+        )
+    return ledger.Key(plan.job, sequence)

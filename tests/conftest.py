@@ -1,0 +1,348 @@
+"""Real parts for tests: PostgreSQL from the wheel, an S3 server with signatures, the server process, a browser."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import boto3
+import psycopg
+import pytest
+import tomli_w
+from botocore.config import Config
+from playwright.sync_api import Browser, sync_playwright
+
+from appliance.config import Settings
+from appliance.store import counters, events
+from appliance.store.database import Database
+from appliance.store.embedded import EmbeddedPostgres
+from appliance.store.events import Event
+from appliance.store.migrations import migrate
+
+ACCESS_KEY = "TESTKEY"
+SECRET_KEY = "test-secret-of-a-throw-away-server"
+START_SECONDS = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A developer's own settings, AWS profile or config.toml must not change what tests see."""
+    for name in list(os.environ):
+        if name.startswith(("APPLIANCE_", "AWS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.chdir(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# PostgreSQL
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """One PostgreSQL for the whole run, with a template database that holds the schema."""
+    server = EmbeddedPostgres(
+        tmp_path_factory.mktemp("postgres"), overrides={"fsync": "off", "max_prepared_transactions": "5"}
+    )
+    assert server.acquire()
+    pid = server.start()
+    try:
+        server.wait_ready()
+        with psycopg.connect(server.conninfo, autocommit=True) as admin:
+            admin.execute("CREATE DATABASE template_of_tests")
+        with psycopg.connect(server.conninfo, dbname="template_of_tests") as conn:
+            migrate(conn)
+        yield server
+    finally:
+        server.stop(pid)
+        os.waitpid(pid, 0)
+        server.release()
+
+
+@pytest.fixture
+def conninfo(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database of the test's own."""
+    name = f"t_{uuid4().hex}"
+    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template_of_tests")
+    yield psycopg.conninfo.make_conninfo(postgres.conninfo, dbname=name)
+    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def db(conninfo: str) -> Iterator[Database]:
+    with Database(conninfo) as database:
+        yield database
+
+
+@pytest.fixture
+def conn(conninfo: str) -> Iterator[psycopg.Connection[Any]]:
+    """An autocommit connection, for looking at what the code under test has committed."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        yield connection
+
+
+def make_event(**fields: Any) -> Event:
+    """An event like any other; name what matters for the test."""
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {
+        "event_id": uuid4(),
+        "event_type": "pageview",
+        "session_id": "s",
+        "visitor_id": "v",
+        "site_id": "shop",
+        "timestamp": now,
+        "url": "https://shop.example.com/a",
+        "path": "/a",
+        "user_agent": "test",
+        "ip_address": "192.0.2.1",
+        "raw_event_data": '{"a": 1}',
+        "created_at": now,
+    }
+    return Event(**{**values, **fields})
+
+
+def store_events(db: Database, number: int, **fields: Any) -> list[UUID]:
+    """Store events as the inbox does and return their ids."""
+    made = [make_event(**fields) for _ in range(number)]
+    with db.connection() as connection:
+        events.copy_in(connection, made)
+        counters.count_events(connection, made)
+    return [event.event_id for event in made]
+
+
+def make_settings(**sections: Any) -> Settings:
+    """Settings from sections alone."""
+    return Settings(**sections)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# S3
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running `rclone serve s3`; each bucket is a directory below `root`."""
+
+    endpoint: str
+    root: Path
+
+    def new_bucket(self, name: str = "bucket") -> str:
+        """Make a bucket and return its name."""
+        unique = f"{name}-{uuid4().hex[:8]}"
+        (self.root / unique).mkdir()
+        return unique
+
+    def settings(self, bucket: str, **options: Any) -> dict[str, Any]:
+        """Return a [buckets.NAME] table for a bucket of this server."""
+        return {
+            "kind": "s3",
+            "provider": "other",
+            "bucket": bucket,
+            "endpoint_url": self.endpoint,
+            "access_key_id": ACCESS_KEY,
+            "secret_access_key": SECRET_KEY,
+            **options,
+        }
+
+    def client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
+        )
+
+    def objects(self, bucket: str) -> dict[str, bytes]:
+        """Return every object of a bucket, read through the S3 API."""
+        client = self.client()
+        found: dict[str, bytes] = {}
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for entry in page.get("Contents", []):
+                found[entry["Key"]] = client.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
+        return found
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@contextmanager
+def s3_server(root: Path, port: int | None = None) -> Iterator[S3Server]:
+    """Run an S3 server of one's own, for a test that stops it."""
+    port = port or free_port()
+    rclone = Path(sys.executable).parent / "rclone"
+    command = [str(rclone), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
+    process = subprocess.Popen(
+        [*command, "--config", "", "--log-level", "ERROR", str(root)], stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: _accepts(port), "rclone serve s3")
+        yield S3Server(f"http://127.0.0.1:{port}", root)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The appliance as a process
+
+
+@dataclass
+class Appliance:
+    """A real `appliance serve`, and the commands beside it."""
+
+    directory: Path
+    config: dict[str, Any]
+    process: subprocess.Popen[str] | None = None
+    port: int = field(default_factory=lambda: free_port())
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "log").read_text()
+
+    def write_config(self) -> Path:
+        server = {"bind": f"127.0.0.1:{self.port}", "data_dir": str(self.data_dir), **self.config.get("server", {})}
+        path = self.directory / "config.toml"
+        path.write_text(tomli_w.dumps({**self.config, "server": server}))
+        return path
+
+    def start(self) -> "Appliance":
+        """Start it and wait until it is ready."""
+        command = [sys.executable, "-m", "appliance", "serve", "--config", str(self.write_config())]
+        with (self.directory / "log").open("a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+        try:
+            wait_for(self.ready, "appliance serve", alive=lambda: self.process and self.process.poll() is None)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log}") from error
+        return self
+
+    def ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5) as answer:  # noqa: S310
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def run(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command of the appliance with this configuration."""
+        command = [sys.executable, "-m", "appliance", *words, "--config", str(self.write_config())]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def stop(self) -> int:
+        """Stop it as `docker stop` does and return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(30)
+        self.process = None
+        return code
+
+    def kill(self) -> None:
+        """Kill the supervisor without a warning; what it leaves behind is part of the test."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+        self.process = None
+
+
+@pytest.fixture
+def appliance(tmp_path: Path) -> Iterator[Callable[..., Appliance]]:
+    """Make appliances that are stopped at the end, whatever the test did to them."""
+    made: list[Appliance] = []
+
+    def make(**config: Any) -> Appliance:
+        directory = tmp_path / f"appliance{len(made)}"
+        directory.mkdir()
+        made.append(Appliance(directory, config))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.process is not None and one.process.poll() is None:
+            one.stop()
+        stop_left_over_postgres(one.data_dir)
+
+
+def stop_left_over_postgres(data_dir: Path) -> None:
+    """End the PostgreSQL of a data directory that a killed appliance left running."""
+    server = EmbeddedPostgres(data_dir)
+    pid = server.running_pid()
+    if pid is not None:
+        server.stop(pid)
+        wait_for(lambda: server.running_pid() is None, "PostgreSQL to end")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A browser
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    flags = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync"]
+    if os.geteuid() == 0:
+        flags.append("--no-sandbox")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=flags)
+        yield chromium
+        chromium.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small help
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _accepts(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def wait_for(
+    condition: Callable[[], Any], what: str, *, seconds: float = START_SECONDS, alive: Callable[[], Any] = lambda: True
+) -> Any:
+    """Wait until the condition holds and return its value; fail when that takes too long or the process is gone."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert alive(), f"{what} ended"
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.05)
+    return value
