@@ -272,8 +272,8 @@ class _GunicornLogger(Logger):
 def _wake_up_on(handler: Any, *signals: signal.Signals) -> socket.socket:
     """Return a socket that becomes readable when one of the signals comes."""
     wakeup, writer = socket.socketpair()
-    wakeup.setblocking(False)
-    writer.setblocking(False)
+    for end in (wakeup, writer):
+        end.setblocking(False)  # noqa: FBT003 - the signature is Python's
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     for number in signals:
         signal.signal(number, handler)

@@ -54,7 +54,7 @@ class Runtime:
         self._preparer.start()
 
     def stop(self) -> None:
-        """Close everything, the way in first. An export ends at its next safe point or is cut off, and goes on later."""
+        """Close everything, the way in first. An export ends at its next safe point or is cut off."""
         self.stopping.set()
         self.inbox.close()
         self._scheduler.stop(EXPORT_STOP_SECONDS)

@@ -68,7 +68,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
         yield server
     finally:
         server.stop(pid)
-        os.waitpid(pid, 0)
+        server.wait_stopped()
         server.release()
 
 
@@ -144,7 +144,7 @@ class S3Server:
     def new_bucket(self, name: str = "bucket") -> str:
         """Make a bucket and return its name."""
         unique = f"{name}-{uuid4().hex[:8]}"
-        (self.root / unique).mkdir()
+        self.client().create_bucket(Bucket=unique)
         return unique
 
     def settings(self, bucket: str, **options: Any) -> dict[str, Any]:
@@ -191,9 +191,7 @@ def s3_server(root: Path, port: int | None = None) -> Iterator[S3Server]:
     port = port or free_port()
     rclone = Path(sys.executable).parent / "rclone"
     command = [str(rclone), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
-    process = subprocess.Popen(
-        [*command, "--config", "", "--log-level", "ERROR", str(root)], stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([*command, "--config", "", "--log-level", "ERROR", str(root)], stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: _accepts(port), "rclone serve s3")
         yield S3Server(f"http://127.0.0.1:{port}", root)
@@ -213,7 +211,7 @@ class Appliance:
     directory: Path
     config: dict[str, Any]
     process: subprocess.Popen[str] | None = None
-    port: int = field(default_factory=lambda: free_port())
+    port: int = field(default_factory=lambda: free_port())  # noqa: PLW0108 - defined below
 
     @property
     def url(self) -> str:
@@ -298,7 +296,7 @@ def stop_left_over_postgres(data_dir: Path) -> None:
     pid = server.running_pid()
     if pid is not None:
         server.stop(pid)
-        wait_for(lambda: server.running_pid() is None, "PostgreSQL to end")
+        assert server.wait_stopped()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def _with_security_headers(answer: Response) -> Response:
 
 
 def _moment(value: datetime | None) -> str:
-    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if value else "–"
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if value else "-"
 
 
 def _number(value: int) -> str:

@@ -27,6 +27,7 @@ _MAX_GROUP_EVENTS = 2_000
 # Beyond this, requests are refused at once instead of waiting in a queue that only grows.
 _MAX_WAITING_EVENTS = 20_000
 _CONNECTION_WAIT_SECONDS = 1.0
+_CLOSE_SECONDS = 4.0
 
 
 class InboxFullError(ApplianceError):
@@ -75,12 +76,15 @@ class Inbox:
         self._thread.start()
 
     def close(self) -> None:
-        """Store what waits, then stop. What comes in later is refused."""
+        """Store what waits, then stop. What comes in later is refused.
+
+        A database that has frozen must not keep the appliance from ending: what waits then was never answered.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_CLOSE_SECONDS)
 
     @property
     def alive(self) -> bool:

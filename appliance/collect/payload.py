@@ -15,10 +15,10 @@ class BadPayloadError(ValueError):
 
 
 def decode(body: bytes) -> Any:
-    """Parse strict JSON in UTF-8.
+    r"""Parse strict JSON in UTF-8.
 
     NUL characters and lone surrogates, which jsonb refuses, are replaced by U+FFFD in the decoded values: in the text
-    `\\\\u0000` may be legitimate. Raises BadPayloadError.
+    `\\u0000` may be legitimate. Raises BadPayloadError.
     """
     try:
         text = body.decode("utf-8")

@@ -8,7 +8,6 @@ from typing import Any
 
 import minify
 from flask import Blueprint, Response, jsonify, request
-
 from werkzeug.wrappers import Response as BaseResponse
 
 from appliance.collect import payload

@@ -5,12 +5,14 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from appliance.store.ledger import Batch, ObjectRecord
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 # Hive's own name for a partition whose value is NULL.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"

@@ -1,14 +1,14 @@
 """One run of an export job: seal, write, deliver, settle.
 
-Everything a run decides is in the ledger before it acts on it, so a run can be killed anywhere and the next one goes on.
-Two runs of one job at once do some work twice and still end right; the lease only saves that work.
+Everything a run decides is in the ledger before it acts on it, so a run can be killed anywhere and the next one goes
+on. Two runs of one job at once do some work twice and still end right; the lease only saves that work.
 """
 
 import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -26,7 +26,7 @@ _THREADS = 4
 
 
 class CronTrigger(BaseTrigger):
-    """A cron line in UTC as crontab(5) reads it. (APScheduler's own takes 0 for Monday.)"""
+    """A cron line in UTC as crontab(5) reads it; APScheduler's own trigger takes 0 for Monday."""
 
     def __init__(self, line: str) -> None:
         self._line = line

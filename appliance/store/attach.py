@@ -1,9 +1,7 @@
 """Which database it is: the configured one, or the embedded one of the data directory."""
 
-import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import psycopg
 
@@ -12,8 +10,6 @@ from appliance.errors import ConfigError
 from appliance.store.database import Database
 from appliance.store.embedded import EmbeddedPostgres
 from appliance.store.migrations import migrate
-
-_STOP_SECONDS = 30
 
 
 def conninfo_of(settings: Settings) -> str:
@@ -57,14 +53,6 @@ def _running(settings: Settings) -> Iterator[None]:
             yield
         finally:
             postgres.stop(pid)
-            _wait_until_gone(postgres)
+            postgres.wait_stopped()
     finally:
         postgres.release()
-
-
-def _wait_until_gone(postgres: EmbeddedPostgres) -> None:
-    deadline = time.monotonic() + _STOP_SECONDS
-    while postgres.running_pid() is not None and time.monotonic() < deadline:
-        with suppress(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
-        time.sleep(0.02)

@@ -139,6 +139,16 @@ class EmbeddedPostgres:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)
 
+    def wait_stopped(self, timeout_seconds: float = 60) -> bool:
+        """Wait until no server runs on this directory any more; return whether that is so."""
+        deadline = time.monotonic() + timeout_seconds
+        while self.running_pid() is not None and time.monotonic() < deadline:
+            # A child of this process stays in the process table until it is asked for.
+            if self._process is not None:
+                self._process.poll()
+            time.sleep(0.02)
+        return self.running_pid() is None
+
     def wait_ready(self, timeout_seconds: float = 60) -> None:
         """Wait until it takes connections. Raises StartError when it does not in time."""
         deadline = time.monotonic() + timeout_seconds

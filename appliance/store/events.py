@@ -92,11 +92,13 @@ def insert_new(conn: Connection, events: Sequence[Event]) -> set[UUID]:
     The staging table has no id column: ids are drawn only under the lock on events_log.
     """
     conn.execute(
-        f"CREATE TEMPORARY TABLE staged_events ON COMMIT DROP AS SELECT {_INSERTED_COLUMNS} FROM events_log WITH NO DATA"
+        f"CREATE TEMPORARY TABLE staged_events ON COMMIT DROP"  # noqa: S608 - column names of our own
+        f" AS SELECT {_INSERTED_COLUMNS} FROM events_log WITH NO DATA"
     )
     _copy(conn, "staged_events", events)
     rows = conn.execute(
-        f"INSERT INTO events_log ({_INSERTED_COLUMNS}) SELECT {_INSERTED_COLUMNS} FROM staged_events ORDER BY event_id"
+        f"INSERT INTO events_log ({_INSERTED_COLUMNS})"  # noqa: S608 - column names of our own
+        f" SELECT {_INSERTED_COLUMNS} FROM staged_events ORDER BY event_id"
         " ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
     )
     return {row[0] for row in rows}

