@@ -2,7 +2,7 @@
 
 It listens on a Unix socket only, in a directory of mode 0700, and lets in nobody but the user who runs the appliance
 (peer authentication). PostgreSQL refuses to run as root. Started by root it therefore runs in a user namespace in which
-root's own files belong to `nobody`: no privileges, no account to create, and it can reach a checkout under /root.
+root bears the name of another account: no privileges, no account to create, and it can reach a checkout under /root.
 """
 
 import fcntl
@@ -33,7 +33,9 @@ DATABASE = "appliance"
 
 # A socket's address has room for 107 bytes (unix(7)); the rest of it is "/.s.PGSQL.5432".
 _MAX_SOCKET_DIR_CHARS = 107 - len("/.s.PGSQL.5432")
-_NOBODY = 65534
+# Whose name root bears for PostgreSQL: an account that every Debian has. Not `nobody`: that is how a user namespace
+# shows every user it does not know, and peer authentication would let them all in.
+_STAND_IN_UID = 1
 _HBA_FILE = "appliance_hba.conf"
 _IDENT_FILE = "appliance_ident.conf"
 
@@ -254,7 +256,7 @@ def _make_private(directory: Path) -> None:
 def _peer_name() -> str:
     """Return what PostgreSQL takes us for at its socket."""
     try:
-        return pwd.getpwuid(os.geteuid() or _NOBODY).pw_name
+        return pwd.getpwuid(os.geteuid() or _STAND_IN_UID).pw_name
     except KeyError as error:
         raise StartError(
             f"user id {os.geteuid()} has no name, and PostgreSQL needs one: run as another user"
@@ -265,7 +267,7 @@ def _as_allowed_user() -> list[str]:
     """Return what to put before a PostgreSQL command so that it accepts who runs it."""
     if os.geteuid() != 0:
         return []
-    prefix = ["unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}", "--"]
+    prefix = ["unshare", "--user", f"--map-user={_STAND_IN_UID}", f"--map-group={_STAND_IN_UID}", "--"]
     try:
         works = subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0  # noqa: S603
     except FileNotFoundError:

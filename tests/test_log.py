@@ -1,0 +1,118 @@
+"""The log: one bounded line a record, and never a secret in it."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from appliance import log
+from appliance.log import MAX_MESSAGE_CHARS, redactor
+
+SECRET = "s3cr3t-key/with+signs="
+SHORTER = "s3cr3t-key"
+
+
+@pytest.fixture
+def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    """What the log says on standard error, with logging set up as the appliance does."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    log.configure(secrets=[SHORTER, SECRET, "two\nlines", "", "abc"])
+    yield lambda: capsys.readouterr().err
+    root.handlers[:], root.level = handlers, level
+
+
+logger = logging.getLogger("appliance.test")
+
+
+def test_a_record_is_one_line_with_time_in_utc_level_and_place(written: Callable[[], str]) -> None:
+    logger.warning("took %d events", 3)
+    time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z"
+    assert re.fullmatch(rf"{time} WARNING appliance\.test: took 3 events\n", written())
+
+
+FORGERIES = ["\n", "\r\n", "\r", "\x0b", "\x1b[2J", "\x7f", "\x00", "\x85", "\x9b2J"]
+
+
+@pytest.mark.parametrize("trick", FORGERIES, ids=ascii)
+def test_a_message_cannot_forge_a_line_or_steer_a_terminal(written: Callable[[], str], trick: str) -> None:
+    logger.info("site %s", f"x{trick}2026-01-01 00:00:00.000Z ERROR appliance: forged")
+    (line,) = written().splitlines()
+    assert line.isprintable()
+
+
+def test_the_text_of_an_exception_cannot_forge_a_line(written: Callable[[], str]) -> None:
+    forged = "2026-01-01 00:00:00.000Z ERROR appliance: forged"
+    try:
+        raise ValueError(f"x\n{forged}")  # noqa: TRY301 - what is tested is how it is logged
+    except ValueError:
+        logger.exception("storing failed")
+    text = written()
+    assert "storing failed" in text
+    assert forged not in text.splitlines()
+
+
+def test_a_message_is_bounded(written: Callable[[], str]) -> None:
+    logger.info("x" * 1_000_000)
+    text = written()
+    assert len(text) < MAX_MESSAGE_CHARS + 200
+    assert "1000000 characters" in text
+
+
+SPILLS = {
+    "in the message": ("key %s", SECRET),
+    "twice": ("%s", f"{SECRET} and {SECRET}"),
+    "in the format itself": (f"key {SECRET} %s", ""),
+    "a secret that is part of another": ("key %s", SHORTER),
+    "of two lines": ("key %s", "two\nlines"),
+    "where a long message is cut": ("%s", "x" * (MAX_MESSAGE_CHARS - 9) + SECRET),
+}
+
+
+@pytest.mark.parametrize(("message", "argument"), SPILLS.values(), ids=SPILLS)
+def test_a_secret_never_reaches_the_log(written: Callable[[], str], message: str, argument: str) -> None:
+    logger.info(message, argument)
+    text = written()
+    assert text.strip()
+    for part in (SHORTER, SHORTER[:8], "with+signs", "lines"):
+        assert part not in text
+
+
+def test_a_secret_in_a_traceback_is_blanked_too(written: Callable[[], str]) -> None:
+    try:
+        raise ValueError(f"bad key {SECRET}")  # noqa: TRY301 - what is tested is how it is logged
+    except ValueError:
+        logger.exception("failed")
+    text = written()
+    assert "ValueError: bad key ***" in text
+    assert SECRET not in text
+
+
+def test_a_secret_that_is_an_everyday_word_does_not_blank_the_log(written: Callable[[], str]) -> None:
+    logger.info("abc stays")
+    assert "abc stays" in written()
+
+
+def test_setting_up_again_replaces_the_former_setting(written: Callable[[], str]) -> None:
+    log.configure(secrets=["another-secret"])
+    logger.info("once another-secret")
+    text = written()
+    assert text.count("once ***") == text.count("\n") == 1
+
+
+PASSWORDS = {
+    "a URL": ("at postgresql://bob:hunter2@db/x", "at postgresql://bob:***@db/x"),
+    "a URL without a user": ("redis://:hunter2@db", "redis://:***@db"),
+    "a colon in the password": ("postgresql://bob:hun:ter2@db/x", "postgresql://bob:***@db/x"),
+    "keywords": ("host=db password=hunter2 user=bob", "host=db password=*** user=bob"),
+    "keywords with quotes": ("password = 'hun ter2' user=bob", "password = *** user=bob"),
+    "an escaped quote": (r"password='hun\'ter2' user=bob", "password=*** user=bob"),
+    "no password": ("postgresql://bob@db:5432/x", "postgresql://bob@db:5432/x"),
+    "a port and an address elsewhere": ("http://db:80/ by bob@x", "http://db:80/ by bob@x"),
+}
+
+
+@pytest.mark.parametrize(("text", "clean"), PASSWORDS.values(), ids=PASSWORDS)
+def test_a_password_in_a_database_url_is_blanked_without_being_known(text: str, clean: str) -> None:
+    assert redactor([])(text) == clean

@@ -1,0 +1,255 @@
+"""`appliance serve` as a process: starting, surviving the death of each of its parts, and stopping in order."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import psycopg
+import pytest
+from conftest import Appliance, wait_for
+
+from appliance.store.embedded import EmbeddedPostgres
+
+EVENT = {"eventType": "click", "siteId": "shop"}
+
+
+def test_a_second_start_finds_the_data_of_the_first(appliance: Callable[..., Appliance]) -> None:
+    box = appliance().start()
+    event_id = post(box)
+    assert box.stop() == 0
+    box.start()
+    assert stored(box) == [event_id]
+    assert box.stop() == 0
+
+
+def test_a_taken_port_is_told_in_one_line(appliance: Callable[..., Appliance]) -> None:
+    box = appliance()
+    with socket.create_server(("127.0.0.1", box.port)):
+        done = box.run("serve", check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"appliance: port {box.port} is taken by another program: stop that, or set server.bind to another port\n"
+    )
+
+
+def test_two_appliances_never_share_a_data_directory(appliance: Callable[..., Appliance]) -> None:
+    box = appliance().start()
+    rival = appliance(server={"data_dir": str(box.data_dir)})
+    done = rival.run("serve", check=False)
+    assert done.returncode == 1
+    assert f"another appliance runs on the data directory {box.data_dir}" in done.stderr
+    assert box.ready()
+
+
+def test_a_data_directory_that_cannot_be_written_is_told_in_one_line(appliance: Callable[..., Appliance]) -> None:
+    done = appliance(server={"data_dir": "/proc/appliance"}).run("serve", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("appliance: the data directory /proc/appliance cannot be used")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_welcome_names_every_place_and_the_tag_to_embed(appliance: Callable[..., Appliance]) -> None:
+    box = appliance(server={"demo": True}, admin={"password": "secret-of-the-admin"}).start()
+    for words in (f"{box.url}/admin/", f"{box.url}/demo/", str(box.data_dir / "export"), f"{box.url}/tracking.js"):
+        assert words in box.log
+    assert "<script async src=" in box.log
+    assert "secret-of-the-admin" not in box.log
+
+
+@pytest.mark.parametrize("part", ["worker", "arbiter", "postgres"])
+def test_a_killed_part_comes_back_and_nothing_that_was_answered_is_lost(
+    appliance: Callable[..., Appliance], part: str
+) -> None:
+    box = appliance().start()
+    before = post(box)
+    victim = parts(box)[part]
+    victim.kill()
+    wait_for(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, f"{part} to die")
+    wait_for(box.ready, "the appliance to be ready again")
+    after = post(box)
+    assert stored(box) == sorted([before, after])
+    assert box.stop() == 0
+
+
+def test_a_killed_supervisor_takes_gunicorn_along_and_the_next_start_adopts_postgres(
+    appliance: Callable[..., Appliance],
+) -> None:
+    box = appliance().start()
+    event_id = post(box)
+    running = parts(box)
+    box.kill()
+    for part in ("arbiter", "worker"):
+        wait_for(lambda part=part: not running[part].is_running(), f"the {part} to follow")
+    assert running["postgres"].is_running()
+
+    box.start()
+    assert EmbeddedPostgres(box.data_dir).running_pid() == running["postgres"].pid
+    assert stored(box) == [event_id]
+    assert box.stop() == 0
+    assert EmbeddedPostgres(box.data_dir).running_pid() is None
+
+
+def test_clients_wait_in_the_queue_while_the_web_server_restarts(appliance: Callable[..., Appliance]) -> None:
+    box = appliance().start()
+    running = parts(box)
+    running["arbiter"].kill()
+    wait_for(lambda: not running["worker"].is_running(), "the worker to follow")
+    # Not one of these is refused: the supervisor holds the listening socket.
+    assert len({post(box) for _ in range(20)}) == 20
+
+
+def test_a_first_set_up_that_was_cut_off_is_begun_again(appliance: Callable[..., Appliance]) -> None:
+    box = appliance()
+    half_made = box.data_dir / "postgres.new"
+    half_made.mkdir(parents=True)
+    (half_made / "PG_VERSION").write_text("18\n")
+    box.start()
+    assert post(box)
+
+
+def test_a_cluster_of_another_major_version_is_refused_and_left_alone(appliance: Callable[..., Appliance]) -> None:
+    box = appliance()
+    cluster = box.data_dir / "postgres"
+    cluster.mkdir(parents=True)
+    (cluster / "PG_VERSION").write_text("16\n")
+    done = box.run("status", check=False)
+    assert done.returncode == 1
+    assert "was made by PostgreSQL 16, and this appliance brings 18" in done.stderr
+    assert [path.name for path in cluster.iterdir()] == ["PG_VERSION"]
+
+
+def test_a_data_directory_with_a_very_long_path_works(appliance: Callable[..., Appliance], tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    box = appliance(server={"data_dir": str(deep)}).start()
+    assert post(box)
+    assert box.stop() == 0
+
+
+def test_no_other_user_can_reach_the_database(appliance: Callable[..., Appliance]) -> None:
+    box = appliance().start()
+    postgres = EmbeddedPostgres(box.data_dir)
+    assert stat.S_IMODE(postgres.socket_dir.stat().st_mode) == 0o700
+    assert stat.S_IMODE(postgres.cluster.stat().st_mode) == 0o700
+    server = psutil.Process(postgres.running_pid())
+    assert [c for c in server.net_connections() if c.status == psutil.CONN_LISTEN and c.family != socket.AF_UNIX] == []
+    with pytest.raises(psycopg.OperationalError, match="no pg_hba.conf entry|Peer authentication failed|not exist"):
+        psycopg.connect(postgres.conninfo, user="postgres")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_peer_authentication_turns_away_a_user_who_gets_past_the_directory(
+    appliance: Callable[..., Appliance],
+) -> None:
+    box = appliance().start()
+    postgres = EmbeddedPostgres(box.data_dir)
+    for directory in (postgres.socket_dir, *postgres.socket_dir.parents):
+        if not directory.stat().st_mode & stat.S_IXOTH:
+            directory.chmod(directory.stat().st_mode | stat.S_IXOTH)
+    (postgres.socket_dir / ".s.PGSQL.5432").chmod(0o777)
+    child = os.fork()
+    if child == 0:
+        os._exit(_connects_as_nobody(postgres.conninfo))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == REFUSED
+
+
+REFUSED = 3
+
+
+def _connects_as_nobody(conninfo: str) -> int:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        psycopg.connect(conninfo)
+    except psycopg.OperationalError as error:
+        return REFUSED if "Peer authentication failed" in str(error) else 4
+    return 0
+
+
+def test_a_command_attaches_to_the_running_database(appliance: Callable[..., Appliance]) -> None:
+    box = appliance().start()
+    post(box)
+    status = json.loads(box.run("status", "--json").stdout)
+    assert status["events"] == 1
+    assert box.ready()
+
+
+def test_a_command_starts_and_stops_the_database_when_nobody_runs_it(appliance: Callable[..., Appliance]) -> None:
+    box = appliance().start()
+    post(box)
+    box.stop()
+    report = json.loads(box.run("export", "--json").stdout)
+    assert [(r["job"], r["row_count"], r["failed"]) for r in report] == [("local", 1, False)]
+    assert EmbeddedPostgres(box.data_dir).running_pid() is None
+    assert list((box.data_dir / "export").rglob("*.jsonl.gz"))
+
+
+def test_collecting_goes_on_while_the_database_is_still_starting(appliance: Callable[..., Appliance]) -> None:
+    box = appliance(database={"url": "postgresql://nobody@127.0.0.1:1/none"})
+    command = [sys.executable, "-m", "appliance", "serve", "--config", str(box.write_config())]
+    with (box.directory / "log").open("a") as log:
+        box.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: status_of(f"{box.url}/health/live") == 200, "the web server")
+    assert status_of(f"{box.url}/health/ready") == 503
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(box)
+    assert refused.value.code == 503
+    assert refused.value.headers["Retry-After"]
+    refused.value.close()
+    assert box.stop() == 0
+
+
+def test_a_second_interrupt_does_not_cut_the_stop_short(appliance: Callable[..., Appliance]) -> None:
+    box = appliance().start()
+    post(box)
+    assert box.process is not None
+    box.process.send_signal(signal.SIGINT)
+    box.process.send_signal(signal.SIGINT)
+    assert box.process.wait(30) == 0
+    assert EmbeddedPostgres(box.data_dir).running_pid() is None
+
+
+def parts(box: Appliance) -> dict[str, psutil.Process]:
+    """The processes below the supervisor."""
+    assert box.process is not None
+    children = psutil.Process(box.process.pid).children()
+    postgres = EmbeddedPostgres(box.data_dir).running_pid()
+    (arbiter,) = [child for child in children if child.pid != postgres]
+    (worker,) = arbiter.children()
+    return {"arbiter": arbiter, "worker": worker, "postgres": psutil.Process(postgres)}
+
+
+def post(box: Appliance) -> str:
+    event_id = str(uuid4())
+    body = json.dumps({**EVENT, "eventId": event_id}).encode()
+    request = urllib.request.Request(f"{box.url}/collect", body, {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+        assert json.load(answer)["accepted"] == 1
+    return event_id
+
+
+def status_of(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except OSError:
+        return 0
+
+
+def stored(box: Appliance) -> list[str]:
+    with psycopg.connect(EmbeddedPostgres(box.data_dir).conninfo) as conn:
+        return [row[0] for row in conn.execute("SELECT event_id::text FROM events_log ORDER BY 1")]
