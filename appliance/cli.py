@@ -155,7 +155,17 @@ def _print_status(state: Any) -> None:
     sites = Table("Site", "Last hour", "Last 24 hours", "All", title=f"Events in: {state.events}", title_justify="left")
     for site in state.sites:
         sites.add_row(site.site_id, str(site.last_hour), str(site.last_day), str(site.total))
-    jobs = Table("Job", "Waiting", "Exported", "Bucket", "Batches there", "Owed", "Last error", title="Exports")
+    jobs = Table(
+        "Job",
+        "Waiting",
+        "Exported",
+        "Bucket",
+        "Batches there",
+        "Owed",
+        "Last error",
+        title="Exports",
+        title_justify="left",
+    )
     for job in state.jobs:
         for bucket in job.buckets:
             jobs.add_row(
@@ -169,7 +179,9 @@ def _print_status(state: Any) -> None:
             )
         if not job.buckets:
             jobs.add_row(job.job, str(job.waiting), str(job.exported), "", "", "", "")
-    runs = Table("Job", "Started (UTC)", "Outcome", "Batches", "Events", "What it says", title="Last runs")
+    runs = Table(
+        "Job", "Started (UTC)", "Outcome", "Batches", "Events", "What it says", title="Last runs", title_justify="left"
+    )
     for run in state.runs:
         started = f"{run.started_at:%Y-%m-%d %H:%M:%S}"
         runs.add_row(run.job, started, run.outcome, str(run.batches), str(run.row_count), run.message)

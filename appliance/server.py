@@ -343,7 +343,7 @@ def _print_welcome(settings: Settings) -> None:
     server = settings.server
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, server.bind.rpartition(":")[0])  # noqa: S104
     url = f"http://{host}:{server.port}"
-    site = settings.sites[0].id if settings.sites else "SITE"
+    site = settings.sites[0].id if settings.sites else "shop"
     lines = [f"The appliance listens on {url}", ""]
     lines.append(
         f"  admin page     {url}/admin/" if settings.admin.enabled else "  admin page     off (set admin.password)"
@@ -353,7 +353,7 @@ def _print_welcome(settings: Settings) -> None:
     for name, export in settings.exports.items():
         folders = [str(getattr(settings.buckets[b], "path", f"bucket {b}")) for b in export.bucket_names]
         lines.append(f"  export {name:<7} {', '.join(folders)}  (schedule {export.schedule}, UTC)")
-    lines += ["", "Put this into the pages of a site:", ""]
+    lines += ["", "Put this into the pages of a site (data-site is its id):", ""]
     lines += [f'  <script async src="{url}/tracking.js" data-site="{site}"></script>', ""]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()

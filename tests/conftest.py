@@ -1,5 +1,6 @@
 """Real parts for tests: PostgreSQL from the wheel, an S3 server with signatures, the server process, a browser."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,10 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.message import Message
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,6 +25,7 @@ import pytest
 import tomli_w
 from botocore.config import Config
 from playwright.sync_api import Browser, sync_playwright
+from psycopg.rows import dict_row
 
 from appliance.config import Settings
 from appliance.store import counters, events
@@ -344,3 +348,104 @@ def wait_for(
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
         time.sleep(0.05)
     return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# HTTP, and an appliance that tests may share
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server said."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def http(  # noqa: PLR0913 - a request has that many parts
+    box: Appliance,
+    method: str,
+    path: str,
+    body: bytes | Iterable[bytes] | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    source: str = "127.0.0.1",
+) -> Answer:
+    """Send one request from a loopback address; a body that is no bytes goes in chunks. Follows no redirect."""
+    connection = HTTPConnection("127.0.0.1", box.port, timeout=30, source_address=(source, 0))
+    with closing(connection):
+        connection.request(method, path, body, dict(headers or {}))
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+
+
+@contextmanager
+def running(directory: Path, **config: Any) -> Iterator[Appliance]:
+    """Run an appliance for more than one test."""
+    box = Appliance(directory, config)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("APPLIANCE_")]:
+                patch.delenv(name)
+            box.start()
+        yield box
+    finally:
+        if box.process is not None and box.process.poll() is None:
+            box.stop()
+        stop_left_over_postgres(box.data_dir)
+
+
+@dataclass(frozen=True)
+class Collector:
+    """An appliance with sites of every kind, and a connection to its database."""
+
+    box: Appliance
+    conn: psycopg.Connection[Any]
+
+    def post(
+        self,
+        payload: Any,
+        *,
+        media: str | None = "application/json",
+        headers: Mapping[str, str] | None = None,
+        source: str = "127.0.0.1",
+    ) -> Answer:
+        """Post bytes or chunks as they are, and anything else as JSON."""
+        body = payload if isinstance(payload, bytes | Iterator) else json.dumps(payload).encode()
+        kind = {"Content-Type": media} if media is not None else {}
+        return http(self.box, "POST", "/collect", body, {**kind, **(headers or {})}, source=source)
+
+    def rows(self, visitor: str) -> list[dict[str, Any]]:
+        """Return the rows of a visitor in the order of their arrival."""
+        with self.conn.cursor(row_factory=dict_row) as cursor:
+            cursor.execute("SELECT * FROM events_log WHERE visitor_id = %s ORDER BY id", (visitor,))
+            return cursor.fetchall()
+
+
+COLLECTOR_SITES = [
+    {"id": "shop", "origins": ["https://shop.example.com", "https://m.example.com:8443"]},
+    {"id": "blog", "origins": ["https://blog.example.com"]},
+    {"id": "truncated", "origins": ["https://shop.example.com"], "ip": "truncate"},
+    {"id": "dropped", "origins": ["https://shop.example.com"], "ip": "drop"},
+]
+
+
+@pytest.fixture(scope="session")
+def collector(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collector]:
+    """Requests from 127.0.0.2 come through a trusted proxy, those from 127.0.0.1 do not."""
+    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE collector TEMPLATE template_of_tests")
+    url = psycopg.conninfo.make_conninfo(postgres.conninfo, dbname="collector")
+    server = {"trusted_proxies": ["127.0.0.2/32", "10.0.0.0/8"]}
+    collect = {"max_body_bytes": 32768, "max_batch_events": 100}
+    config = {"server": server, "database": {"url": url}, "collect": collect, "sites": COLLECTOR_SITES}
+    with (
+        running(tmp_path_factory.mktemp("collector"), **config) as box,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        yield Collector(box, connection)

@@ -199,4 +199,3 @@ def deadly_door() -> Iterator[DeadlyDoor]:
     door = DeadlyDoor()
     yield door
     door.close()
-

@@ -1,8 +1,9 @@
 """The log: one bounded line a record, and never a secret in it."""
 
+import io
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -13,49 +14,58 @@ SECRET = "s3cr3t-key/with+signs="
 SHORTER = "s3cr3t-key"
 
 
+def set_up(secrets: Iterable[str]) -> io.StringIO:
+    """Set logging up as the appliance does and return what stands for standard error."""
+    stream = io.StringIO()
+    log.configure(secrets=secrets)
+    for handler in logging.getLogger().handlers:
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(stream)
+    return stream
+
+
 @pytest.fixture
-def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """What the log says on standard error, with logging set up as the appliance does."""
+def written() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    log.configure(secrets=[SHORTER, SECRET, "two\nlines", "", "abc"])
-    yield lambda: capsys.readouterr().err
-    root.handlers[:], root.level = handlers, level
+    yield set_up([SHORTER, SECRET, "two\nlines", "", "abc"])
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 logger = logging.getLogger("appliance.test")
 
 
-def test_a_record_is_one_line_with_time_in_utc_level_and_place(written: Callable[[], str]) -> None:
+def test_a_record_is_one_line_with_time_in_utc_level_and_place(written: io.StringIO) -> None:
     logger.warning("took %d events", 3)
     time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z"
-    assert re.fullmatch(rf"{time} WARNING appliance\.test: took 3 events\n", written())
+    assert re.fullmatch(rf"{time} WARNING appliance\.test: took 3 events\n", written.getvalue())
 
 
 FORGERIES = ["\n", "\r\n", "\r", "\x0b", "\x1b[2J", "\x7f", "\x00", "\x85", "\x9b2J"]
 
 
 @pytest.mark.parametrize("trick", FORGERIES, ids=ascii)
-def test_a_message_cannot_forge_a_line_or_steer_a_terminal(written: Callable[[], str], trick: str) -> None:
+def test_a_message_cannot_forge_a_line_or_steer_a_terminal(written: io.StringIO, trick: str) -> None:
     logger.info("site %s", f"x{trick}2026-01-01 00:00:00.000Z ERROR appliance: forged")
-    (line,) = written().splitlines()
+    (line,) = written.getvalue().splitlines()
     assert line.isprintable()
 
 
-def test_the_text_of_an_exception_cannot_forge_a_line(written: Callable[[], str]) -> None:
+def test_the_text_of_an_exception_cannot_forge_a_line(written: io.StringIO) -> None:
     forged = "2026-01-01 00:00:00.000Z ERROR appliance: forged"
     try:
         raise ValueError(f"x\n{forged}")  # noqa: TRY301 - what is tested is how it is logged
     except ValueError:
         logger.exception("storing failed")
-    text = written()
+    text = written.getvalue()
     assert "storing failed" in text
     assert forged not in text.splitlines()
 
 
-def test_a_message_is_bounded(written: Callable[[], str]) -> None:
+def test_a_message_is_bounded(written: io.StringIO) -> None:
     logger.info("x" * 1_000_000)
-    text = written()
+    text = written.getvalue()
     assert len(text) < MAX_MESSAGE_CHARS + 200
     assert "1000000 characters" in text
 
@@ -71,34 +81,34 @@ SPILLS = {
 
 
 @pytest.mark.parametrize(("message", "argument"), SPILLS.values(), ids=SPILLS)
-def test_a_secret_never_reaches_the_log(written: Callable[[], str], message: str, argument: str) -> None:
+def test_a_secret_never_reaches_the_log(written: io.StringIO, message: str, argument: str) -> None:
     logger.info(message, argument)
-    text = written()
+    text = written.getvalue()
     assert text.strip()
     for part in (SHORTER, SHORTER[:8], "with+signs", "lines"):
         assert part not in text
 
 
-def test_a_secret_in_a_traceback_is_blanked_too(written: Callable[[], str]) -> None:
+def test_a_secret_in_a_traceback_is_blanked_too(written: io.StringIO) -> None:
     try:
         raise ValueError(f"bad key {SECRET}")  # noqa: TRY301 - what is tested is how it is logged
     except ValueError:
         logger.exception("failed")
-    text = written()
+    text = written.getvalue()
     assert "ValueError: bad key ***" in text
     assert SECRET not in text
 
 
-def test_a_secret_that_is_an_everyday_word_does_not_blank_the_log(written: Callable[[], str]) -> None:
+def test_a_secret_that_is_an_everyday_word_does_not_blank_the_log(written: io.StringIO) -> None:
     logger.info("abc stays")
-    assert "abc stays" in written()
+    assert "abc stays" in written.getvalue()
 
 
-def test_setting_up_again_replaces_the_former_setting(written: Callable[[], str]) -> None:
-    log.configure(secrets=["another-secret"])
+def test_setting_up_again_replaces_the_former_setting(written: io.StringIO) -> None:
+    stream = set_up(["another-secret"])
     logger.info("once another-secret")
-    text = written()
-    assert text.count("once ***") == text.count("\n") == 1
+    assert stream.getvalue().count("once ***") == stream.getvalue().count("\n") == 1
+    assert not written.getvalue()
 
 
 PASSWORDS = {

@@ -104,9 +104,7 @@ json_values = st.recursive(
 )
 
 
-@settings(
-    max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=json_values, ascii_only=st.booleans())
 def test_whatever_is_taken_jsonb_takes_too(conn: psycopg.Connection[Any], value: object, ascii_only: bool) -> None:  # noqa: FBT001
     body = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")

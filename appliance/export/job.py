@@ -66,7 +66,9 @@ class Report:
         """One line for people."""
         if self.skipped:
             return "another run of this job is under way"
-        done = f"{self.batches} batches, {self.row_count} events delivered everywhere"
+        done = f"{self.row_count} events in {self.batches} {'batch' if self.batches == 1 else 'batches'} delivered"
+        if not self.batches:
+            done = "nothing new delivered"
         waits = [f"nothing new was sealed: {writer}" for writer in self.blockers]
         return "; ".join([done, *waits, *self.problems])
 

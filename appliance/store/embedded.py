@@ -117,7 +117,7 @@ class EmbeddedPostgres:
             log.info("found PostgreSQL running (process %s), left by an appliance that was killed", running)
             return running
         self._prepare()
-        command = [*_as_allowed_user(), str(binary("postgres")), "-D", str(self.cluster), *self._options()]
+        command = [*command_prefix(), str(binary("postgres")), "-D", str(self.cluster), *self._options()]
         with self._start_log.open("wb") as start_log:
             # A session of its own: Ctrl-C in the terminal must not stop it before the appliance has stopped writing.
             self._process = subprocess.Popen(command, cwd="/", stderr=start_log, start_new_session=True)  # noqa: S603
@@ -144,12 +144,15 @@ class EmbeddedPostgres:
     def wait_stopped(self, timeout_seconds: float = 60) -> bool:
         """Wait until no server runs on this directory any more; return whether that is so."""
         deadline = time.monotonic() + timeout_seconds
-        while self.running_pid() is not None and time.monotonic() < deadline:
-            # A child of this process stays in the process table until it is asked for.
-            if self._process is not None:
-                self._process.poll()
+        while self._runs() and time.monotonic() < deadline:
             time.sleep(0.02)
-        return self.running_pid() is None
+        return not self._runs()
+
+    def _runs(self) -> bool:
+        # A child is asked for itself: it removes its pid file a moment before it ends.
+        if self._process is not None:
+            return self._process.poll() is None
+        return self.running_pid() is not None
 
     def wait_ready(self, timeout_seconds: float = 60) -> None:
         """Wait until it takes connections. Raises StartError when it does not in time."""
@@ -210,11 +213,11 @@ class EmbeddedPostgres:
         """Make the cluster under another name and move it into place: a crash halfway leaves nothing half-made."""
         fresh = self._data_dir / "postgres.new"
         shutil.rmtree(fresh, ignore_errors=True)
-        command = [*_as_allowed_user(), str(binary("initdb")), "-D", str(fresh), "-U", ROLE, "--auth=reject"]
+        command = [*command_prefix(), str(binary("initdb")), "-D", str(fresh), "-U", ROLE, "--auth=reject"]
         command += ["--encoding=UTF8", "--locale=C", "--no-instructions"]
         _run(command)
         create = f"CREATE DATABASE {DATABASE};\n"
-        single = [*_as_allowed_user(), str(binary("postgres")), "--single", "-D", str(fresh), "postgres"]
+        single = [*command_prefix(), str(binary("postgres")), "--single", "-D", str(fresh), "postgres"]
         _run(single, stdin=create)
         fresh.rename(self.cluster)
 
@@ -263,7 +266,7 @@ def _peer_name() -> str:
         ) from error
 
 
-def _as_allowed_user() -> list[str]:
+def command_prefix() -> list[str]:
     """Return what to put before a PostgreSQL command so that it accepts who runs it."""
     if os.geteuid() != 0:
         return []

@@ -1,0 +1,146 @@
+"""The commands as a user types them: messages, JSON and exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Appliance, S3Server, store_events
+
+from appliance.store.database import Database
+
+
+def appliance_command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "appliance", *words], capture_output=True, text=True, check=False, cwd=cwd, timeout=60
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "export", "status"])
+def test_every_command_explains_itself_with_an_example(command: str, tmp_path: Path) -> None:
+    done = appliance_command(command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"Example: appliance {command}" in done.stdout
+
+
+def test_check_says_what_the_configuration_means(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[[sites]]\nid = "shop"\n[admin]\npassword = "x"\n')
+    done = appliance_command("check", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "sites: shop" in done.stdout
+    assert "export local: sites * to local, jsonl (gzip), on 5 * * * * UTC" in done.stdout
+
+
+def test_check_warns_of_what_is_allowed_and_unwise(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[buckets.spare]\nkind = "directory"\npath = "/mnt"\n')
+    done = appliance_command("check", "--json", cwd=tmp_path)
+    warnings = " ".join(json.loads(done.stdout)["warnings"])
+    assert "anybody can send events" in warnings
+    assert "the admin page is off" in warnings
+    assert "no export uses [buckets.spare]" in warnings
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "export", "status"])
+def test_every_command_reports_all_errors_of_the_configuration_at_once(command: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        '[server]\nport = 1\n[exports.acme]\nclient = "nowhere"\nschedule = "99 * * * *"\n'
+    )
+    done = appliance_command(command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert sorted(done.stderr.splitlines()) == [
+        'config.toml: exports.acme.client: no [buckets.nowhere] is defined (got "nowhere")',
+        'config.toml: exports.acme.schedule: not a cron line: Bad minute (got "99 * * * *")',
+        "config.toml: server.port: there is no such option",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("frobnicate",), "No such command"),
+        (("check", "--frobnicate"), "No such option"),
+        (("check", "--config", "missing.toml"), "missing.toml: there is no such file"),
+    ],
+    ids=["command", "option", "file"],
+)
+def test_wrong_usage_ends_with_exit_code_2_and_no_traceback(
+    words: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    done = appliance_command(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_database_that_cannot_be_reached_is_one_line_without_its_password(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        f'[server]\ndata_dir = "{tmp_path}"\n[database]\nurl = "postgresql://me:hunter2secret@127.0.0.1:1/x"\n'
+    )
+    done = appliance_command("status", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("appliance: the database does not answer")
+    assert "hunter2secret" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_export_names_the_jobs_there_are_when_it_is_given_another(
+    appliance: Callable[..., Appliance], conninfo: str
+) -> None:
+    done = appliance(database={"url": conninfo}).run("export", "acme", check=False)
+    assert done.returncode == 2
+    assert "there is no job acme (there are: local)" in done.stderr
+
+
+def test_export_fails_when_one_bucket_does_and_still_fills_the_other(
+    appliance: Callable[..., Appliance], db: Database, conninfo: str, s3: S3Server
+) -> None:
+    store_events(db, 3)
+    bucket = s3.new_bucket()
+    box = appliance(**two_buckets(conninfo, s3.settings(bucket), s3.settings("no-such-bucket")))
+    done = box.run("export", check=False)
+    assert done.returncode == 1
+    assert "bucket b: cannot" in done.stdout
+    assert "create the bucket, or correct `bucket`" in done.stdout
+    assert len(s3.objects(bucket)) == 2
+
+
+def test_status_shows_what_waits_and_what_failed(
+    appliance: Callable[..., Appliance], db: Database, conninfo: str, s3: S3Server
+) -> None:
+    store_events(db, 3)
+    box = appliance(**two_buckets(conninfo, s3.settings(s3.new_bucket()), s3.settings("no-such-bucket")))
+    box.run("export", check=False)
+    store_events(db, 2)
+    state = json.loads(box.run("status", "--json").stdout)
+    (job,) = state["jobs"]
+    assert (state["events"], job["waiting"], job["exported"]) == (5, 5, 0)
+    assert [(b["bucket"], b["delivered"], b["pending"]) for b in job["buckets"]] == [("a", 1, 0), ("b", 0, 1)]
+    assert state["runs"][0]["outcome"] == "failed"
+    assert "no-such-bucket" not in box.run("status").stderr
+
+
+def test_status_names_the_transaction_that_holds_exports_back(
+    appliance: Callable[..., Appliance], db: Database, conninfo: str
+) -> None:
+    store_events(db, 1)
+    with psycopg.connect(conninfo, application_name="forgotten") as dawdler:
+        dawdler.execute("DELETE FROM events_log WHERE false")
+        box = appliance(database={"url": conninfo})
+        report = json.loads(box.run("export", "--json").stdout)
+        assert [blocker["application"] for blocker in report[0]["blockers"]] == ["forgotten"]
+        assert report[0]["blockers"][0]["pid"] == dawdler.info.backend_pid
+    report = json.loads(box.run("export", "--json").stdout)
+    assert report[0]["row_count"] == 1
+
+
+def two_buckets(conninfo: str, first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "database": {"url": conninfo},
+        "buckets": {"a": first, "b": second},
+        "exports": {"acme": {"client": "a", "backup": "b"}},
+    }

@@ -1,0 +1,241 @@
+"""Group commit: an answer means that rows are committed once, whatever else is in the group or happens to it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from conftest import make_event, wait_for
+
+from appliance.collect.inbox import Inbox, InboxFullError
+from appliance.errors import DatabaseUnavailableError
+from appliance.store.database import Database
+from appliance.store.events import Event
+
+Conn = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def inbox(db: Database) -> Iterator[Inbox]:
+    one = Inbox(db)
+    one.start()
+    yield one
+    one.close()
+
+
+def stored_ids(conn: Conn) -> list[UUID]:
+    return [row[0] for row in conn.execute("SELECT event_id FROM events_log ORDER BY id")]
+
+
+def test_events_are_committed_before_the_answer(inbox: Inbox, conn: Conn) -> None:
+    events = [make_event() for _ in range(5)]
+    result = inbox.store(events)
+    assert result.new == frozenset(range(5))
+    assert set(stored_ids(conn)) == {event.event_id for event in events}
+
+
+def test_every_column_holds_what_was_handed_in(inbox: Inbox, conn: Conn) -> None:
+    text = "\\ \t \n \\N 'quoted' \x01 😀"
+    event = make_event(
+        url=text, path=text, session_id=None, visitor_id="", user_agent="\\.", raw_event_data='{"a":"\\\\n"}'
+    )
+    inbox.store([event])
+    row = conn.execute(
+        "SELECT url, path, session_id, visitor_id, user_agent, raw_event_data FROM events_log"
+    ).fetchone()
+    assert row == (text, text, None, "", "\\.", {"a": "\\n"})
+
+
+def test_an_event_twice_in_one_request_is_stored_once_and_the_first_wins(inbox: Inbox, conn: Conn) -> None:
+    one = make_event(path="/first")
+    result = inbox.store([one, make_event(), make_event(event_id=one.event_id, path="/second")])
+    assert (result.new, result.refused) == (frozenset({0, 1}), {})
+    assert conn.execute("SELECT path FROM events_log WHERE event_id = %s", (one.event_id,)).fetchall() == [("/first",)]
+
+
+def test_an_event_sent_again_with_other_content_changes_nothing(inbox: Inbox, conn: Conn) -> None:
+    one = make_event(path="/first")
+    inbox.store([one])
+    result = inbox.store([make_event(), make_event(event_id=one.event_id, path="/second"), make_event()])
+    assert result.new == frozenset({0, 2})
+    assert conn.execute("SELECT path FROM events_log WHERE event_id = %s", (one.event_id,)).fetchall() == [("/first",)]
+    assert len(stored_ids(conn)) == 3
+
+
+REFUSED_ROWS: dict[str, dict[str, Any]] = {
+    "no address": {"ip_address": "nowhere"},
+    "no JSON": {"raw_event_data": "{"},
+    "too long": {"event_type": "x" * 51},
+    "a NUL": {"user_agent": "a\x00b"},
+    "no type": {"event_type": None},
+    "an escaped NUL": {"raw_event_data": '{"a": "\\u0000"}'},
+}
+
+
+@pytest.mark.parametrize("fields", REFUSED_ROWS.values(), ids=REFUSED_ROWS)
+def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing(
+    inbox: Inbox, conn: Conn, fields: dict[str, Any]
+) -> None:
+    good = [make_event() for _ in range(9)]
+    result = inbox.store([*good[:4], make_event(**fields), *good[4:]])
+    assert set(result.refused) == {4}
+    assert result.refused[4]
+    assert result.new == frozenset({0, 1, 2, 3, 5, 6, 7, 8, 9})
+    assert set(stored_ids(conn)) == {event.event_id for event in good}
+
+
+def test_refused_rows_and_duplicates_in_one_request_are_told_apart(inbox: Inbox, conn: Conn) -> None:
+    old = make_event()
+    inbox.store([old])
+    bad = [make_event(raw_event_data="{") for _ in range(3)]
+    result = inbox.store([bad[0], old, make_event(), bad[1], make_event(), bad[2]])
+    assert result.new == frozenset({2, 4})
+    assert set(result.refused) == {0, 3, 5}
+    assert len(stored_ids(conn)) == 3
+
+
+def test_one_request_never_pays_for_another_in_its_group(inbox: Inbox, conn: Conn) -> None:
+    requests = [[make_event(raw_event_data="{" if n % 4 == 0 else "{}") for _ in range(3)] for n in range(40)]
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(inbox.store, requests))
+    for n, result in enumerate(results):
+        assert (len(result.new), len(result.refused)) == ((0, 3) if n % 4 == 0 else (3, 0))
+    assert len(stored_ids(conn)) == 90
+
+
+def test_an_id_that_many_send_at_once_is_new_for_exactly_one(inbox: Inbox, conn: Conn) -> None:
+    ids = [uuid4() for _ in range(30)]
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(lambda _: inbox.store([make_event(event_id=one) for one in ids]), range(20)))
+    claimed = sorted(position for result in results for position in result.new)
+    assert claimed == list(range(30))
+    assert sorted(stored_ids(conn)) == sorted(ids)
+
+
+def test_two_appliances_that_get_the_same_ids_in_opposite_order_lose_nothing(
+    inbox: Inbox, db: Database, conn: Conn
+) -> None:
+    other = Inbox(db)
+    other.start()
+    ids = [uuid4() for _ in range(400)]
+
+    def send(box: Inbox, order: list[UUID]) -> int:
+        parts = [order[n : n + 40] for n in range(0, len(order), 40)]
+        return sum(len(box.store([make_event(event_id=one) for one in part]).new) for part in parts)
+
+    with ThreadPoolExecutor(2) as pool:
+        counts = list(pool.map(send, [inbox, other], [ids, ids[::-1]]))
+    other.close()
+    assert sum(counts) == 400
+    assert sorted(stored_ids(conn)) == sorted(ids)
+
+
+# ---- when the database fails
+
+
+def end_connections(conn: Conn) -> None:
+    conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+def test_a_restart_of_the_database_costs_no_event(inbox: Inbox, conn: Conn) -> None:
+    inbox.store([make_event()])
+    end_connections(conn)
+    assert inbox.store([make_event(), make_event()]).new == frozenset({0, 1})
+    assert len(stored_ids(conn)) == 3
+
+
+@pytest.fixture
+def at_commit(conn: Conn) -> Callable[[str], None]:
+    """Make every commit of an event run a statement first."""
+
+    def install(statement: str) -> None:
+        conn.execute("CREATE SEQUENCE attempts")
+        conn.execute(
+            f"CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {statement}; RETURN NULL; END $$;"
+            " CREATE CONSTRAINT TRIGGER trouble AFTER INSERT ON events_log DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION trouble()"
+        )
+
+    return install
+
+
+def test_a_connection_lost_while_committing_loses_nothing_and_doubles_nothing(
+    inbox: Inbox, conn: Conn, at_commit: Callable[[str], None]
+) -> None:
+    at_commit("IF nextval('attempts') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF")
+    assert inbox.store([make_event() for _ in range(3)]).new == frozenset({0, 1, 2})
+    assert len(stored_ids(conn)) == 3
+
+
+@pytest.mark.parametrize("state", ["XX000", "53100", "40P01", "57014", "0A000"])
+def test_a_failure_that_blames_no_row_refuses_no_row_and_the_writer_lives_on(
+    inbox: Inbox, conn: Conn, at_commit: Callable[[str], None], state: str
+) -> None:
+    at_commit(f"RAISE EXCEPTION 'trouble' USING ERRCODE = '{state}'")
+    event = make_event()
+    with pytest.raises(DatabaseUnavailableError):
+        inbox.store([event])
+    assert stored_ids(conn) == []
+    conn.execute("DROP FUNCTION trouble CASCADE")
+    assert inbox.store([event]).new == frozenset({0})
+
+
+def test_a_check_that_a_user_added_refuses_its_rows_alone(inbox: Inbox, conn: Conn) -> None:
+    conn.execute("ALTER TABLE events_log ADD CHECK (event_type <> 'poison')")
+    result = inbox.store([make_event(event_type="poison" if n in {3, 7} else "x") for n in range(10)])
+    assert set(result.refused) == {3, 7}
+    assert len(stored_ids(conn)) == 8
+
+
+def test_without_a_schema_events_are_refused_for_now_and_stored_later(inbox: Inbox, conn: Conn) -> None:
+    conn.execute("ALTER TABLE events_log RENAME TO elsewhere")
+    event = make_event()
+    with pytest.raises(DatabaseUnavailableError):
+        inbox.store([event])
+    conn.execute("ALTER TABLE elsewhere RENAME TO events_log")
+    assert inbox.store([event]).new == frozenset({0})
+
+
+# ---- its end, and its limit
+
+
+def test_what_waits_at_the_end_is_stored_and_what_comes_later_is_refused(db: Database, conn: Conn) -> None:
+    inbox = Inbox(db)
+    with ThreadPoolExecutor(10) as pool:
+        waiting = [pool.submit(inbox.store, [make_event()]) for _ in range(10)]
+        wait_for(lambda: len(inbox._waiting) == 10, "all to wait")  # noqa: SLF001 - nothing else shows it
+        inbox.start()
+        inbox.close()
+        assert all(future.result().new == frozenset({0}) for future in waiting)
+    assert len(stored_ids(conn)) == 10
+    with pytest.raises(InboxFullError):
+        inbox.store([make_event()])
+
+
+def test_a_full_inbox_refuses_at_once_and_takes_events_again_later(db: Database, conn: Conn) -> None:
+    inbox, crowd = Inbox(db), [make_event() for _ in range(10_000)]
+    threads = [threading.Thread(target=inbox.store, args=(part,)) for part in (crowd[:5000], crowd[5000:], crowd)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(inbox._waiting) == 3, "the inbox to fill")  # noqa: SLF001 - nothing else shows it
+    with pytest.raises(InboxFullError):
+        inbox.store([make_event()])
+    inbox.start()
+    for thread in threads:
+        thread.join()
+    inbox.store([make_event()])
+    inbox.close()
+    assert len(stored_ids(conn)) == 10_001
+
+
+def test_no_events_at_all_are_no_trouble(inbox: Inbox, conn: Conn) -> None:
+    empty: list[Event] = []
+    assert inbox.store(empty).new == frozenset()
+    assert inbox.store([make_event()]).new == frozenset({0})
+    assert len(stored_ids(conn)) == 1
