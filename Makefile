@@ -1,9 +1,11 @@
-# make run        start the appliance with its demo site on http://127.0.0.1:8080
-# make test       set everything up and run all tests
-# make lint       ruff, mypy, import-linter, deptry
-# make image-test build the image and try it for real
-# make lock       renew requirements.lock
-.PHONY: run install test lint format image-test lock chromium clean
+## make run        start the appliance with its demo site on http://127.0.0.1:8080
+## make exports    export now what make run has collected
+## make status     show what came in and what was exported
+## make test       set everything up and run all tests
+## make lint       ruff, mypy, import-linter, deptry
+## make image-test build the image and try it for real
+## make lock       renew requirements.lock
+.PHONY: help run exports status install test lint format image-test lock chromium clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -12,14 +14,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -qq
 
 help:
-	@sed -n 's/^# //p' $(MAKEFILE_LIST)
+	@sed -n "s/^## //p" $(MAKEFILE_LIST)
 
-# Without a config.toml, `make run` shows what there is: demo site, admin page, data in ./data.
+# Without a config.toml these show what there is: demo site, admin page, data in ./data.
 ifeq ($(wildcard config.toml),)
-run: export APPLIANCE_SERVER__BIND ?= 127.0.0.1:8080
-run: export APPLIANCE_SERVER__DATA_DIR ?= $(CURDIR)/data
-run: export APPLIANCE_SERVER__DEMO ?= true
-run: export APPLIANCE_ADMIN__PASSWORD ?= demo
+run exports status: export APPLIANCE_SERVER__BIND ?= 127.0.0.1:8080
+run exports status: export APPLIANCE_SERVER__DATA_DIR ?= $(CURDIR)/data
+run exports status: export APPLIANCE_SERVER__DEMO ?= true
+run exports status: export APPLIANCE_ADMIN__PASSWORD ?= demo
 run: NOTE = echo "No config.toml here: starting the demo. The admin page's password is \"$$APPLIANCE_ADMIN__PASSWORD\"."; echo
 else
 run: NOTE = :
@@ -28,6 +30,13 @@ endif
 run: $(VENV)/.installed
 	@$(NOTE)
 	@exec $(BIN)/appliance serve
+
+# ("export" is a word of make's own.)
+exports: $(VENV)/.installed
+	@$(BIN)/appliance export
+
+status: $(VENV)/.installed
+	@$(BIN)/appliance status
 
 # The locked versions, then the package itself as a link to this checkout.
 $(VENV)/.installed: requirements.lock pyproject.toml

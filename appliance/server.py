@@ -26,7 +26,7 @@ from gunicorn.glogging import Logger
 from appliance.config import Settings
 from appliance.errors import StartError
 from appliance.store.attach import conninfo_of
-from appliance.store.embedded import EmbeddedPostgres
+from appliance.store.embedded import EmbeddedPostgres, lock_file
 from appliance.worker import Runtime, create_app
 
 log = logging.getLogger(__name__)
@@ -286,14 +286,7 @@ def _die_with_parent() -> None:
 
 
 def _lock_data_dir(data_dir: Path) -> IO[str]:
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / "appliance.lock").open("w")
-    except OSError as error:
-        raise StartError(
-            f"the data directory {data_dir} cannot be used ({error.strerror}): "
-            "make it writable for this user, or set server.data_dir"
-        ) from error
+    lock = lock_file(data_dir, "appliance.lock")
     deadline = time.monotonic() + _BIND_PATIENCE_SECONDS
     while True:
         try:
@@ -328,7 +321,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _bind_problem(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} is taken by another program: stop that, or set server.bind to another port"
+        return f"port {port} is taken by another program or appliance: stop that, or set server.bind to another port"
     return f"cannot listen on {host}:{port} ({error.strerror or error}): correct server.bind"
 
 

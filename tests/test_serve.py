@@ -38,7 +38,7 @@ def test_a_taken_port_is_told_in_one_line(appliance: Callable[..., Appliance]) -
         done = box.run("serve", check=False)
     assert done.returncode == 1
     assert done.stderr == (
-        f"appliance: port {box.port} is taken by another program: stop that, or set server.bind to another port\n"
+        f"appliance: port {box.port} is taken by another program or appliance: stop that, or set server.bind to another port\n"
     )
 
 

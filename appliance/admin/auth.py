@@ -16,6 +16,7 @@ from appliance.errors import StartError
 # Guesses are counted for everybody together: an attacker has many addresses, an admin few wrong tries.
 _GUESSES = 10
 _GUESS_WINDOW_SECONDS = 60.0
+_KEY_BYTES = 32
 
 
 class Auth:
@@ -70,13 +71,15 @@ def session_key(data_dir: Path) -> bytes:
     """Return the key that signs sessions; it is made once and kept, so that a restart logs nobody out."""
     path = data_dir / "session.key"
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        key = path.read_bytes() if path.exists() else b""
+        # A start that was cut off may have left less of it.
+        if len(key) != _KEY_BYTES:
+            key = secrets.token_bytes(_KEY_BYTES)
             path.touch(mode=0o600)
-            path.write_bytes(secrets.token_bytes(32))
-        return path.read_bytes()
+            path.write_bytes(key)
     except OSError as error:
         raise StartError(f"{path} cannot be read or written: {error.strerror}") from error
+    return key
 
 
 def _same(given: str, right: str) -> bool:

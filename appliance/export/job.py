@@ -247,6 +247,7 @@ class _Run:
         with self._db.connection() as conn:
             settled = ledger.settle(conn, key)
         if settled:
+            log.info("export %s: batch %d delivered (%d events)", self._job, key.sequence, batch.row_count)
             self._tally.batches += 1
             self._tally.row_count += batch.row_count
 

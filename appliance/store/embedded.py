@@ -89,8 +89,7 @@ class EmbeddedPostgres:
 
         The lock ends with its holder, also when that is killed.
         """
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (self._data_dir / "postgres.lock").open("w")
+        lock = lock_file(self._data_dir, "postgres.lock")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -228,6 +227,21 @@ class EmbeddedPostgres:
                 f"{self.cluster} was made by PostgreSQL {version}, and this appliance brings {MAJOR_VERSION}: "
                 "run the version of the appliance that made it"
             )
+
+
+def lock_file(data_dir: Path, name: str) -> IO[str]:
+    """Open a lock file of the data directory, which is made where it is missing: nobody else may look into it.
+
+    Raises StartError where that cannot be.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return (data_dir / name).open("w")
+    except OSError as error:
+        raise StartError(
+            f"the data directory {data_dir} cannot be used ({error.strerror}): "
+            "make it writable for this user, or set server.data_dir"
+        ) from error
 
 
 def binary(name: str) -> Path:
