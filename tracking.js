@@ -165,6 +165,8 @@
       say("the server refuses these events (" + answer.status + "): " + (await answer.text()));
       return "refused";
     } catch (error) {
+      // No network, or the server does not let pages of this origin send: a browser does not tell them apart.
+      if (failures === 0) say("cannot send to " + endpoint + ", trying again; is " + location.origin + " allowed there?");
       return "again";
     }
   }

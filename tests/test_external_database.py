@@ -29,7 +29,7 @@ def postgres_16(tmp_path: Path) -> Iterator[str]:
     server = subprocess.Popen(
         [*as_user, str(OLD_BINARIES / "postgres"), "-D", str(data), *options], stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: (sockets / ".s.PGSQL.5432").exists(), "PostgreSQL 16")
+    wait_for((sockets / ".s.PGSQL.5432").exists, "PostgreSQL 16")
     url = f"postgresql://owner@/postgres?host={sockets}"
     wait_for(lambda: _connects(url), "PostgreSQL 16")
     yield url

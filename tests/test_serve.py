@@ -38,7 +38,8 @@ def test_a_taken_port_is_told_in_one_line(appliance: Callable[..., Appliance]) -
         done = box.run("serve", check=False)
     assert done.returncode == 1
     assert done.stderr == (
-        f"appliance: port {box.port} is taken by another program or appliance: stop that, or set server.bind to another port\n"
+        f"appliance: port {box.port} is taken by another program or appliance: "
+        "stop that, or set server.bind to another port\n"
     )
 
 
@@ -88,8 +89,8 @@ def test_a_killed_supervisor_takes_gunicorn_along_and_the_next_start_adopts_post
     event_id = post(box)
     running = parts(box)
     box.kill()
-    for part in ("arbiter", "worker"):
-        wait_for(lambda part=part: not running[part].is_running(), f"the {part} to follow")
+    _, alive = psutil.wait_procs([running["arbiter"], running["worker"]], timeout=20)
+    assert alive == []
     assert running["postgres"].is_running()
 
     box.start()
@@ -103,7 +104,7 @@ def test_clients_wait_in_the_queue_while_the_web_server_restarts(appliance: Call
     box = appliance().start()
     running = parts(box)
     running["arbiter"].kill()
-    wait_for(lambda: not running["worker"].is_running(), "the worker to follow")
+    psutil.wait_procs([running["worker"]], timeout=20)
     # Not one of these is refused: the supervisor holds the listening socket.
     assert len({post(box) for _ in range(20)}) == 20
 
@@ -142,7 +143,7 @@ def test_no_other_user_can_reach_the_database(appliance: Callable[..., Appliance
     assert stat.S_IMODE(postgres.cluster.stat().st_mode) == 0o700
     server = psutil.Process(postgres.running_pid())
     assert [c for c in server.net_connections() if c.status == psutil.CONN_LISTEN and c.family != socket.AF_UNIX] == []
-    with pytest.raises(psycopg.OperationalError, match="no pg_hba.conf entry|Peer authentication failed|not exist"):
+    with pytest.raises(psycopg.OperationalError, match=r"Peer authentication failed"):
         psycopg.connect(postgres.conninfo, user="postgres")
 
 
