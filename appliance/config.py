@@ -9,8 +9,9 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -27,9 +28,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic_settings.exceptions import SettingsError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from appliance.errors import ConfigError
 
@@ -117,10 +118,25 @@ def _matching(pattern: str, why: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _network(value: object) -> object:
+    return ip_network(value) if isinstance(value, str) else value
+
+
+def _check_path(value: Path) -> Path:
+    if "\x00" in str(value):
+        raise ValueError("a path has no NUL in it")
+    return value
+
+
+Network: TypeAlias = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+FilePath: TypeAlias = Annotated[Path, AfterValidator(_check_path)]
 Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
 SiteId: TypeAlias = Annotated[str, _matching(SITE_ID_PATTERN, "a site id has 1 to 100 letters, digits and . _ -")]
 SiteOrAll: TypeAlias = Annotated[str, _matching(rf"\*|{SITE_ID_PATTERN}", 'write site ids, or "*" for every site')]
 Name: TypeAlias = Annotated[str, _matching(NAME_PATTERN, "a name has up to 63 small letters, digits and _ -")]
+NameOrNone: TypeAlias = Annotated[
+    str, _matching(f"({NAME_PATTERN})?", "a name has up to 63 small letters, digits and _ -")
+]
 Origin: TypeAlias = Annotated[str, AfterValidator(_check_origin)]
 Prefix: TypeAlias = Annotated[str, AfterValidator(_check_prefix)]
 
@@ -137,8 +153,8 @@ class Server(_Section):
     """Where the appliance listens and keeps its data."""
 
     bind: Annotated[str, AfterValidator(_check_bind)] = "0.0.0.0:8080"
-    data_dir: Path = Path("/data")
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    data_dir: FilePath = Path("/data")
+    trusted_proxies: tuple[Network, ...] = ()
     demo: bool = False
 
     @property
@@ -218,7 +234,7 @@ class DirectoryBucket(_Section):
     """A directory of this machine (or of a NAS mounted here) that is filled like a bucket."""
 
     kind: Literal["directory"]
-    path: Path
+    path: FilePath
     prefix: Prefix = ""
 
 
@@ -237,7 +253,7 @@ class Export(_Section):
 
     sites: Annotated[tuple[SiteOrAll, ...], Field(min_length=1)] = (ALL_SITES,)
     client: Name
-    backup: Name | Literal[""] = ""
+    backup: NameOrNone = ""
     schedule: Annotated[str, AfterValidator(_check_cron)] = "5 * * * *"
     format: Literal["jsonl"] = "jsonl"
     compression: Literal["gzip", "zstd", "none"] = "gzip"
@@ -246,6 +262,16 @@ class Export(_Section):
     def bucket_names(self) -> tuple[str, ...]:
         """The buckets this job fills: client first, backup second."""
         return (self.client, self.backup) if self.backup else (self.client,)
+
+
+class _Environment(EnvSettingsSource):
+    """The environment; a value that should be JSON and is not goes on as it is, to be refused under its name."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
 
 
 class Settings(BaseSettings):
@@ -266,14 +292,14 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings'
+        settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Let the environment override the file, and nothing else speak."""
-        return env_settings, init_settings
+        return _Environment(settings_cls), init_settings
 
     @model_validator(mode="wrap")
     @classmethod
@@ -357,7 +383,10 @@ def _place(bucket: Mapping[str, Any]) -> tuple[str, ...] | None:
         return None
     prefix = str(bucket.get("prefix", "")).strip("/")
     if "path" in bucket:
-        return ("directory", os.path.realpath(str(bucket["path"])), prefix)
+        # What no path can be is told where the path is checked.
+        with suppress(ValueError):
+            return ("directory", os.path.realpath(Path(str(bucket["path"])) / prefix))
+        return None
     return ("s3", str(bucket.get("endpoint_url", "")).rstrip("/").lower(), str(bucket.get("bucket")), prefix)
 
 
@@ -394,8 +423,6 @@ def load(file: Path | None = None) -> Settings:
         settings = Settings(**document)
     except ValidationError as error:
         problems += [_describe(details, path.name) for details in error.errors(include_url=False)]
-    except SettingsError as error:
-        problems.append(f"environment: {error}")
     if problems:
         raise ConfigError(problems)
     return settings

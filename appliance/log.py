@@ -5,11 +5,12 @@ import re
 import sys
 import time
 from collections.abc import Iterable
+from typing import Any
 
 # A hostile client must not be able to fill the disk or forge lines through a message.
 MAX_MESSAGE_CHARS = 2_000
 
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
 _KEYWORD_PASSWORD = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)")
 
@@ -28,11 +29,18 @@ class _Formatter(logging.Formatter):
         self._redact = redactor(secrets)
 
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage().translate(_CONTROL)
+        # Secrets first: cut or escaped, one would no longer be recognised.
+        message = self._redact(record.getMessage()).translate(_CONTROL)
         if len(message) > MAX_MESSAGE_CHARS:
             message = f"{message[:MAX_MESSAGE_CHARS]}... ({len(message)} characters)"
-        clean = logging.makeLogRecord({**record.__dict__, "msg": message, "args": None})
-        return self._redact(super().format(clean))
+        # exc_text is what another handler may have made of the exception.
+        clean = logging.makeLogRecord({**record.__dict__, "msg": message, "args": None, "exc_text": None})
+        return super().format(clean)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
+        """Indent a traceback, so that no text in it can pass for a record."""
+        lines = self._redact(super().formatException(ei)).splitlines()
+        return "\n".join(f"  | {line.translate(_CONTROL)[:MAX_MESSAGE_CHARS]}" for line in lines)
 
 
 class _Redactor:

@@ -102,7 +102,8 @@ def create_app(runtime: Runtime) -> Flask:
         SESSION_COOKIE_SAMESITE="Strict",
         SESSION_COOKIE_PATH="/admin",
         PERMANENT_SESSION_LIFETIME=timedelta(hours=_SESSION_HOURS),
-        MAX_FORM_MEMORY_SIZE=16_384,
+        # For the forms of the windows; /collect has a limit of its own.
+        MAX_CONTENT_LENGTH=16_384,
     )
     app.register_blueprint(collect.blueprint(settings, runtime.inbox))
     app.register_blueprint(health.blueprint(runtime.db, settings.server.data_dir, started=runtime.missing))

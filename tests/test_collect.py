@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from conftest import Appliance, Collector, http, running, wait_for
+from conftest import Answer, Appliance, Collector, http, running, wait_for
 
 from appliance.store.embedded import EmbeddedPostgres
 
@@ -246,7 +246,10 @@ def test_while_the_database_is_away_senders_are_told_to_come_again_and_afterward
     box = appliance(database={"url": conninfo}).start()
     name = psycopg.conninfo.conninfo_to_dict(conninfo)["dbname"]
     events = json.dumps([event("v", eventId=str(uuid4())) for _ in range(3)]).encode()
-    send = lambda: http(box, "POST", "/collect", events, {"Content-Type": "text/plain"})  # noqa: E731
+
+    def send() -> Answer:
+        return http(box, "POST", "/collect", events, {"Content-Type": "text/plain"})
+
     with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
         admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))

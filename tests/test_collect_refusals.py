@@ -1,4 +1,4 @@
-"""What /collect refuses: with the right status and reason, nothing stored, never a 500, and the connection kept sane."""
+"""What /collect refuses: with the right status and reason, nothing stored, never a 500."""
 
 import json
 import socket

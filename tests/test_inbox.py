@@ -13,7 +13,6 @@ from conftest import make_event, wait_for
 from appliance.collect.inbox import Inbox, InboxFullError
 from appliance.errors import DatabaseUnavailableError
 from appliance.store.database import Database
-from appliance.store.events import Event
 
 Conn = psycopg.Connection[Any]
 
@@ -235,7 +234,6 @@ def test_a_full_inbox_refuses_at_once_and_takes_events_again_later(db: Database,
 
 
 def test_no_events_at_all_are_no_trouble(inbox: Inbox, conn: Conn) -> None:
-    empty: list[Event] = []
-    assert inbox.store(empty).new == frozenset()
+    assert inbox.store([]).new == frozenset()
     assert inbox.store([make_event()]).new == frozenset({0})
     assert len(stored_ids(conn)) == 1

@@ -1,14 +1,14 @@
 """Who may look in: the password through a login form, or the token of a script."""
 
-import hashlib
 import hmac
 import secrets
 import threading
 import time
 from collections import deque
 from pathlib import Path
+from typing import cast
 
-from flask import request, session
+from flask import current_app, request, session
 
 from appliance.config import Admin
 from appliance.errors import StartError
@@ -64,7 +64,7 @@ class Auth:
 
     def _fingerprint(self) -> str:
         """Sessions end when the password changes."""
-        return hashlib.sha256(b"session:" + self._password.encode()).hexdigest()
+        return hmac.digest(cast("bytes", current_app.secret_key), self._password.encode(), "sha256").hex()
 
 
 def session_key(data_dir: Path) -> bytes:

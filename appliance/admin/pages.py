@@ -66,7 +66,8 @@ class _Pages:
 
     def log_in(self) -> BaseResponse | tuple[str, int]:
         if self._auth.locked():
-            return render_template("login.html", problem="Too many wrong passwords. Wait a minute."), 429
+            page = render_template("login.html", problem="Too many wrong passwords. Wait a minute.")
+            return Response(page, status=429, headers={"Retry-After": "60"})
         if not self._auth.log_in(request.form.get("password", "")):
             return render_template("login.html", problem="That is not the password."), 401
         return redirect(url_for("admin.status"))

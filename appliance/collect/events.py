@@ -62,6 +62,20 @@ class Parsed:
         """The sites that the payload speaks for."""
         return {row.site_id for row in self.rows}
 
+    def without(self, sites: Mapping[str, str]) -> "Parsed":
+        """Return this without the rows of some sites; their events are rejected for the reason given by site."""
+        kept = [(i, e) for i, e in zip(self.indexes, self.events, strict=True) if e.site_id not in sites]
+        refused = [
+            Rejection(i, sites[e.site_id]) for i, e in zip(self.indexes, self.events, strict=True) if e.site_id in sites
+        ]
+        metadata = self.metadata if self.metadata and self.metadata.site_id not in sites else None
+        return Parsed(
+            tuple(event for _, event in kept),
+            tuple(index for index, _ in kept),
+            tuple(sorted((*self.rejected, *refused), key=lambda rejection: rejection.index)),
+            metadata,
+        )
+
 
 class TooManyEventsError(BadPayloadError):
     """The payload holds more events than one request may."""
@@ -112,28 +126,32 @@ def _parse_envelope(envelope: dict[str, Any], arrival: Arrival, max_events: int,
     metadata = {key: value for key, value in envelope.items() if key != "events"}
     text = encode(metadata)
     large = len(text) > MAX_METADATA_CHARS
-    # The same envelope sent again gets the same id, so it is stored once like its children.
-    envelope_id = _event_id(envelope.get("eventId") or text, str(envelope.get("siteId")), mint)
-    note = {"eventId": str(envelope_id)} if large else metadata
-
+    note = {"eventId": str(_envelope_id(envelope, text, mint))} if large else metadata
     parsed = _sorted_out(_rows(children, metadata, lambda child: _with_note(child, note), arrival, mint))
     if not parsed.events:
         # Nothing is lost: the whole envelope stands in one row, its unusable children in it.
-        whole = _parse_list([{**envelope, "eventId": str(envelope_id)}], arrival, mint)
+        fields = {**metadata, "eventId": str(_envelope_id(envelope, encode(envelope), mint))}
+        whole = _sorted_out(_rows([fields], {}, lambda _: envelope, arrival, mint))
         return replace(whole, rejected=parsed.rejected or whole.rejected)
     if large:
-        return replace(parsed, metadata=_metadata_row(metadata, envelope_id, arrival, mint))
+        return replace(parsed, metadata=_metadata_row(metadata, note["eventId"], parsed.events[0], arrival, mint))
     return parsed
 
 
+def _envelope_id(envelope: Mapping[str, Any], text: str, mint: Callable[[], UUID]) -> UUID:
+    """Give the same envelope the same id each time it is sent, so that it is stored once like its children."""
+    return _event_id(envelope.get("eventId") or text, str(envelope.get("siteId")), mint)
+
+
 def _metadata_row(
-    metadata: dict[str, Any], envelope_id: UUID, arrival: Arrival, mint: Callable[[], UUID]
-) -> Event | None:
-    """Store large metadata once. Without a site of its own it goes with none of the children's."""
+    metadata: dict[str, Any], event_id: str, child: Event, arrival: Arrival, mint: Callable[[], UUID]
+) -> Event:
+    """Store large metadata once; without a usable site of its own it goes with its first event's."""
+    fields = {**metadata, "eventId": event_id}
     try:
-        return _row({**metadata, "eventId": str(envelope_id)}, {}, metadata, arrival, mint)
+        return _row(fields, {}, metadata, arrival, mint)
     except _RefusedError:
-        return None
+        return _row({**fields, "siteId": child.site_id}, {}, metadata, arrival, mint)
 
 
 def _with_note(child: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
@@ -171,15 +189,14 @@ def _row(
     fields = {**inherited, **{key: value for key, value in item.items() if value is not None}}
     site_id = _site_id(fields)
     url = _text(fields.get("url"))
+    sent_at = fields.get("sentAt", envelope.get("sentAt"))
     return Event(
         event_id=_event_id(fields.get("eventId"), site_id, mint),
         event_type=_event_type(fields)[:50],
         session_id=_cut(_text(fields.get("sessionId")), 100),
         visitor_id=_cut(_text(fields.get("visitorId")), 100),
         site_id=site_id,
-        timestamp=_happened_at(
-            fields.get("timestamp"), item.get("sentAt", envelope.get("sentAt")), arrival.received_at
-        ),
+        timestamp=_happened_at(fields.get("timestamp"), sent_at, arrival.received_at),
         url=url,
         path=_cut(_text(fields.get("path")) or _path_of(url), 500),
         user_agent=arrival.user_agent,

@@ -172,8 +172,9 @@ class Inbox:
     def _insert_new(self, events: Sequence[Event]) -> _Outcome:
         with self._db.connection(wait_seconds=_CONNECTION_WAIT_SECONDS) as conn:
             new = store.insert_new(conn, events)
-            counters.count_events(conn, _first_of_each(events, new))
-        return _Outcome(new)
+            if new:
+                counters.count_events(conn, _first_of_each(events, set(new)), last_id=max(new.values()))
+        return _Outcome(set(new))
 
     def _isolate(self, events: Sequence[Event]) -> _Outcome:
         """Halve a group until what is refused stands alone, and store the rest."""

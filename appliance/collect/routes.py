@@ -24,6 +24,7 @@ _MEDIA_TYPES = frozenset({"application/json", "text/plain"})
 _RETRY_AFTER_SECONDS = 5
 # A day: the longest that browsers keep a preflight is less.
 _PREFLIGHT_SECONDS = 86_400
+_DISCARDED_BYTES = 1024 * 1024
 _TRACKER_SECONDS = 3_600
 
 
@@ -82,8 +83,7 @@ class _Collector:
         return self._with_cors(answer)
 
     def _store(self) -> Response:
-        parsed = self._parse(self._body())
-        self._check_senders(parsed)
+        parsed = self._admitted(self._parse(self._body()))
         if not parsed.rows:
             reasons = _rejections(parsed)
             raise _RefusedError(400, reasons[0]["reason"] if reasons else "there are no events", rejected=reasons)
@@ -92,14 +92,14 @@ class _Collector:
 
     def _body(self) -> bytes:
         """Read the body, bounded whatever it claims its length to be."""
+        limit = self._settings.collect.max_body_bytes
+        # What is refused for its size or type is read all the same, within reason: left unread, it would end the
+        # connection under the client's next request.
+        body = _read(max(limit + 1, _DISCARDED_BYTES))
         if request.mimetype not in _MEDIA_TYPES:
             raise _RefusedError(415, "send application/json or text/plain")
-        limit = self._settings.collect.max_body_bytes
         length = request.content_length
-        if length is not None and length > limit:
-            raise _RefusedError(413, f"the body is larger than {limit} bytes")
-        body: bytes = request.environ["wsgi.input"].read(limit + 1)
-        if len(body) > limit:
+        if len(body) > limit or (length is not None and length > limit):
             raise _RefusedError(413, f"the body is larger than {limit} bytes")
         if length is not None and len(body) < length:
             raise _RefusedError(400, "the body is shorter than it claims to be")
@@ -118,14 +118,26 @@ class _Collector:
         except payload.BadPayloadError as error:
             raise _RefusedError(400, str(error)) from error
 
-    def _check_senders(self, parsed: Parsed) -> None:
+    def _admitted(self, parsed: Parsed) -> Parsed:
+        """Reject what the sender may not send, and only that; when nothing else is left, the whole request."""
+        refusals = {site_id: why for site_id in parsed.site_ids if (why := self._refusal(site_id))}
+        if not refusals:
+            return parsed
+        admitted = parsed.without(refusals)
+        if not admitted.rows:
+            raise _RefusedError(403, next(iter(refusals.values())), rejected=_rejections(admitted))
+        return admitted
+
+    def _refusal(self, site_id: str) -> str | None:
+        if not self._sites:
+            return None
+        site = self._sites.get(site_id)
+        if site is None:
+            return f'no site "{site_id}" is configured here'
         origin = request.headers.get("Origin")
-        for site_id in parsed.site_ids if self._sites else ():
-            site = self._sites.get(site_id)
-            if site is None:
-                raise _RefusedError(403, f'no site "{site_id}" is configured here')
-            if origin and site.origins and origin.lower() not in site.origins:
-                raise _RefusedError(403, f'pages of this origin may not send events of site "{site_id}"')
+        if origin and site.origins and origin.lower() not in site.origins:
+            return f'pages of this origin may not send events of site "{site_id}"'
+        return None
 
     def _with_kept_address(self, row: Event) -> Event:
         site = self._sites.get(row.site_id)
@@ -139,6 +151,15 @@ class _Collector:
         if origin and (self._any_origin or origin.lower() in self._origins):
             answer.headers["Access-Control-Allow-Origin"] = origin
         return answer
+
+
+def _read(limit: int) -> bytes:
+    try:
+        body: bytes = request.environ["wsgi.input"].read(limit)
+    except Exception as error:
+        # Whatever the web server makes of chunks that are none, or of a client that is gone in the middle.
+        raise _RefusedError(400, "the body is broken") from error
+    return body
 
 
 def _answer(parsed: Parsed, stored: Stored) -> Response:

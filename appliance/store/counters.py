@@ -20,14 +20,17 @@ class SiteCount:
     last_minute: datetime
 
 
-def count_events(conn: Connection, events: Sequence[Event]) -> None:
-    """Count rows that this transaction has just stored; they must be the last to have drawn ids in this session."""
+def count_events(conn: Connection, events: Sequence[Event], *, last_id: int | None = None) -> None:
+    """Count rows that this transaction has just stored.
+
+    `last_id` is the largest of their ids; without it they must be the last to have drawn ids in this session.
+    """
     for (site_id, minute), number in Counter(
         (e.site_id, e.created_at.replace(second=0, microsecond=0)) for e in events
     ).items():
         conn.execute(
-            "INSERT INTO event_counts (minute, site_id, events, last_id) VALUES (%s, %s, %s, lastval())",
-            (minute, site_id, number),
+            "INSERT INTO event_counts (minute, site_id, events, last_id) VALUES (%s, %s, %s, coalesce(%s, lastval()))",
+            (minute, site_id, number, last_id),
         )
 
 

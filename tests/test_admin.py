@@ -1,0 +1,315 @@
+"""The windows: who may look in, what a hostile visitor can do to who looks, and what health checks say."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from http.cookies import SimpleCookie
+from typing import Any
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import psycopg
+import pytest
+from conftest import Answer, Appliance, Collector, http, make_event, running, wait_for
+from playwright.sync_api import Browser
+
+from appliance.admin.auth import session_key
+from appliance.store import events
+from appliance.store.embedded import EmbeddedPostgres
+
+PASSWORD = "pässword & more"
+TOKEN = "token-of-a-script"
+
+
+@pytest.fixture(scope="module")
+def box(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    """An appliance with a password and a token, on a database that holds what hostile visitors sent."""
+    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE windows TEMPLATE template_of_tests")
+    url = psycopg.conninfo.make_conninfo(postgres.conninfo, dbname="windows")
+    with running(
+        tmp_path_factory.mktemp("admin"), database={"url": url}, admin={"password": PASSWORD, "token": TOKEN}
+    ) as one:
+        yield one
+
+
+def database_of(box: Appliance) -> str:
+    return str(box.config["database"]["url"])
+
+
+def log_in(box: Appliance, password: str = PASSWORD) -> Answer:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    return http(box, "POST", "/admin/login", urlencode({"password": password}).encode(), form)
+
+
+def cookie_of(answer: Answer) -> str:
+    return str(answer.headers["Set-Cookie"]).partition(";")[0]
+
+
+def status_page(box: Appliance, **headers: str) -> Answer:
+    return http(box, "GET", "/admin/", headers=headers)
+
+
+# ---- off
+
+
+def test_the_admin_page_is_off_until_a_password_or_token_is_set(collector: Collector) -> None:
+    page = status_page(collector.box)
+    assert page.status == 404
+    assert b"admin.password" in page.body
+    assert b"Newest events" not in page.body
+    for headers in ({"Authorization": "Bearer "}, {"Authorization": "Bearer"}, {"Cookie": "appliance=x"}):
+        assert status_page(collector.box, **headers).status == 404
+
+
+@pytest.mark.parametrize("password", ["", "admin", "None"])
+def test_no_password_opens_an_admin_page_that_is_off(collector: Collector, password: str) -> None:
+    answer = log_in(collector.box, password)
+    assert answer.status in {401, 404}
+    assert answer.headers["Set-Cookie"] is None
+
+
+def test_the_demo_is_off_until_it_is_turned_on(collector: Collector) -> None:
+    assert [http(collector.box, "GET", path).status for path in ("/demo/", "/demo/contact", "/demo/prices.csv")] == [
+        404
+    ] * 3
+    assert http(collector.box, "GET", "/").headers["Location"] == "/admin/"
+
+
+# ---- who may look in
+
+
+def test_the_password_opens_the_page_until_logging_out(box: Appliance) -> None:
+    assert status_page(box).headers["Location"] == "/admin/login"
+    opened = log_in(box)
+    assert (opened.status, opened.headers["Location"]) == (302, "/admin/")
+    page = status_page(box, Cookie=cookie_of(opened))
+    assert page.status == 200
+    assert b"Newest events" in page.body
+    closed = http(box, "POST", "/admin/logout", headers={"Cookie": cookie_of(opened)})
+    assert closed.headers["Location"] == "/admin/login"
+    assert status_page(box, Cookie=cookie_of(closed)).status == 302
+
+
+def test_the_session_is_out_of_reach_of_scripts_and_other_sites(box: Appliance) -> None:
+    cookie = SimpleCookie(str(log_in(box).headers["Set-Cookie"]))["appliance"]
+    assert cookie["httponly"]
+    assert cookie["samesite"] == "Strict"
+    assert cookie["path"] == "/admin"
+
+
+GUESSES = [
+    "",
+    PASSWORD[:-1],
+    PASSWORD + " ",
+    PASSWORD.upper(),
+    TOKEN,
+    "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+]
+
+
+def test_a_wrong_password_opens_nothing(box: Appliance) -> None:
+    for guess in GUESSES:
+        answer = log_in(box, guess)
+        assert answer.status == 401
+        assert answer.headers["Set-Cookie"] is None
+        assert b"not the password" in answer.body
+    assert log_in(box).status == 302
+    assert http(box, "POST", "/admin/login", b"x" * 10_000, {"Content-Type": "text/plain"}).status == 401
+
+
+def test_a_form_that_is_too_large_is_refused(box: Appliance) -> None:
+    assert log_in(box, "x" * 100_000).status == 413
+
+
+TOKENS = ["", "Bearer", "Bearer ", "Bearer x", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN]
+
+
+@pytest.mark.parametrize("credentials", [*TOKENS, f"Bearer {PASSWORD}".encode().decode("latin-1")])
+def test_a_wrong_token_opens_nothing(box: Appliance, credentials: str) -> None:
+    assert status_page(box, Authorization=credentials).status == 302
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
+def test_the_token_opens_the_page_to_a_script(box: Appliance, scheme: str) -> None:
+    assert status_page(box, Authorization=f"{scheme} {TOKEN}").status == 200
+
+
+def test_a_token_in_the_address_opens_nothing(box: Appliance) -> None:
+    assert http(box, "GET", f"/admin/?token={TOKEN}&password=x").status == 302
+
+
+def test_a_cookie_that_somebody_made_up_or_changed_opens_nothing(box: Appliance) -> None:
+    cookie = cookie_of(log_in(box))
+    name, _, value = cookie.partition("=")
+    payload, _, signature = value.partition(".")
+    forgeries = ["x", payload, f"{payload}.", f"{payload}A.{signature}", value[::-1], "eyJhZG1pbiI6dHJ1ZX0.x.y"]
+    for forged in forgeries:
+        assert status_page(box, Cookie=f"{name}={forged}").status == 302
+    assert status_page(box, Cookie=cookie).status == 200
+
+
+def test_too_many_wrong_passwords_lock_the_form_for_right_ones_too(
+    appliance: Callable[..., Appliance], conninfo: str
+) -> None:
+    box = appliance(database={"url": conninfo}, admin={"password": PASSWORD, "token": TOKEN}).start()
+    session = cookie_of(log_in(box))
+    assert [log_in(box, "guess").status for _ in range(12)] == [401] * 10 + [429] * 2
+    locked = log_in(box)
+    assert (locked.status, locked.headers["Set-Cookie"]) == (429, None)
+    assert status_page(box, Cookie=session).status == 200
+    assert status_page(box, Authorization=f"Bearer {TOKEN}").status == 200
+    assert PASSWORD not in box.log
+    assert "guess" not in box.log
+    assert TOKEN not in box.log
+
+
+def test_a_session_ends_with_its_password_and_outlives_a_restart(
+    appliance: Callable[..., Appliance], conninfo: str
+) -> None:
+    box = appliance(database={"url": conninfo}, admin={"password": PASSWORD}).start()
+    session = cookie_of(log_in(box))
+    box.stop()
+    assert status_page(box.start(), Cookie=session).status == 200
+    box.stop()
+    box.config["admin"] = {"password": "another password"}
+    assert status_page(box.start(), Cookie=session).status == 302
+    key = box.data_dir / "session.key"
+    assert key.stat().st_mode & 0o077 == 0
+    assert len(session_key(box.data_dir)) >= 32
+
+
+def test_with_a_token_alone_no_password_opens_the_page(appliance: Callable[..., Appliance], conninfo: str) -> None:
+    box = appliance(database={"url": conninfo}, admin={"token": TOKEN}).start()
+    assert [log_in(box, guess).headers["Set-Cookie"] for guess in ("", TOKEN)] == [None, None]
+    assert status_page(box).status == 401
+    assert status_page(box, Authorization="Bearer ").status == 401
+    assert status_page(box, Authorization=f"Bearer {TOKEN}").status == 200
+
+
+# ---- what hostile visitors send
+
+MARKUP = [
+    "<script>window.owned = 1</script>",
+    "<img src=x onerror='window.owned = 1'>",
+    '"><svg onload=window.owned=1>',
+    "{{ 7 * 7 }}{% raw %}",
+    "</table></main><iframe src='javascript:window.owned=1'>",
+    "&lt;b&gt;",
+    "javascript:window.owned=1",
+    "\u202e\x01\x1b[2J",
+]
+
+
+def send_markup(box: Appliance) -> None:
+    sent: list[dict[str, Any]] = [
+        {"eventType": text[:50], "siteId": "shop", "visitorId": text[:8], "path": text, "url": text} for text in MARKUP
+    ]
+    answer = http(box, "POST", "/collect", json.dumps(sent).encode(), {"Content-Type": "text/plain"})
+    assert answer.json["accepted"] == len(MARKUP)
+    with psycopg.connect(database_of(box), autocommit=True) as conn:
+        # What came in by hand or by a hostile bucket's answer.
+        events.copy_in(conn, [make_event(site_id="<b>site</b>", visitor_id="<u>v</u>")])
+        conn.execute("INSERT INTO event_counts VALUES (now(), '<b>site</b>', 1, 1)")
+        conn.execute(
+            "INSERT INTO export_runs (job, outcome, message) VALUES ('<b>job</b>', 'failed', '<script>x</script>')"
+        )
+
+
+def assert_harmless(answer: Answer) -> None:
+    policy = dict(part.strip().partition(" ")[::2] for part in answer.headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == "'self'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert policy["form-action"] == "'self'"
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_what_visitors_send_is_text_on_the_page(box: Appliance) -> None:
+    send_markup(box)
+    page = status_page(box, Authorization=f"Bearer {TOKEN}")
+    text = page.body.decode()
+    assert_harmless(page)
+    assert "&lt;script&gt;window.owned = 1&lt;/script&gt;" in text
+    assert "{{ 7 * 7 }}" in text
+    assert "&amp;lt;b&amp;gt;" in text
+    assert set(re.findall(r"<(script|img|svg|iframe|b|u)\b[^>]*>", text)) == {"script"}
+    assert len(re.findall(r"<script", text)) == 1
+
+
+def test_the_page_runs_nothing_of_what_visitors_send_in_a_browser(box: Appliance, browser: Browser) -> None:
+    send_markup(box)
+    page = browser.new_page(base_url=box.url)
+    page.goto("/admin/login")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("heading", name="Newest events").wait_for()
+    assert page.get_by_text(MARKUP[1]).count() > 0
+    assert page.evaluate("window.owned") is None
+    assert page.locator("main img, main iframe, main svg, main script").count() == 0
+    page.close()
+
+
+@pytest.mark.parametrize("host", ['x"><script>alert(1)</script>', "evil.example", "x:y", ""])
+def test_a_hostile_host_header_cannot_write_into_the_page(box: Appliance, host: str) -> None:
+    answer = status_page(box, Authorization=f"Bearer {TOKEN}", Host=host)
+    assert answer.status in {200, 400}
+    assert b"<script>alert" not in answer.body
+
+
+def test_every_page_comes_with_the_headers_that_keep_it_harmless(box: Appliance, collector: Collector) -> None:
+    pages = [status_page(box), http(box, "GET", "/admin/login"), log_in(box), status_page(collector.box)]
+    for answer in [*pages, log_in(box, "wrong"), http(box, "POST", "/admin/logout")]:
+        assert_harmless(answer)
+
+
+def test_static_files_come_from_their_folder_alone(box: Appliance) -> None:
+    assert http(box, "GET", "/admin/static/live.js").status == 200
+    for path in ("../auth.py", "%2e%2e/auth.py", "..%2fauth.py", "..%5cauth.py", "%2fetc%2fpasswd", "live.js%00"):
+        assert http(box, "GET", f"/admin/static/{path}").status in {308, 400, 404}
+
+
+def test_the_page_counts_what_came_in(appliance: Callable[..., Appliance], conninfo: str) -> None:
+    box = appliance(database={"url": conninfo}, admin={"token": TOKEN}).start()
+    empty = status_page(box, Authorization=f"Bearer {TOKEN}").body.decode()
+    assert f"src=&#34;{box.url}/tracking.js" in empty or f"{box.url}/tracking.js" in empty
+    sent = [{"eventType": "x", "siteId": "shop", "visitorId": uuid4().hex} for _ in range(7)]
+    http(box, "POST", "/collect", json.dumps(sent).encode(), {"Content-Type": "text/plain"})
+    page = status_page(box, Authorization=f"Bearer {TOKEN}").body.decode()
+    assert '<span class="total">7</span>' in page
+    assert all(event["visitorId"][-8:] in page for event in sent)
+
+
+# ---- health
+
+
+def test_a_healthy_appliance_is_live_and_ready(box: Appliance) -> None:
+    for path in ("/health/live", "/health/ready"):
+        answer = http(box, "GET", path)
+        assert (answer.status, answer.json) == (200, {"status": "ok"})
+
+
+def test_with_the_database_down_it_lives_says_what_is_wrong_and_recovers(
+    appliance: Callable[..., Appliance], postgres: EmbeddedPostgres, conninfo: str
+) -> None:
+    box = appliance(database={"url": conninfo}, admin={"password": PASSWORD, "token": TOKEN}).start()
+    name = str(psycopg.conninfo.conninfo_to_dict(conninfo)["dbname"])
+    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        ready = http(box, "GET", "/health/ready")
+        assert ready.status == 503
+        assert "the database does not answer" in ready.json["problems"]
+        assert http(box, "GET", "/health/live").status == 200
+        page = status_page(box, Authorization=f"Bearer {TOKEN}")
+        assert page.status == 503
+        assert_harmless(page)
+        # Health checks are open to all: no address, user or database may stand there.
+        assert not [word for word in (name, str(postgres.socket_dir)) if word in ready.body.decode()]
+        assert log_in(box).status == 302
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    wait_for(box.ready, "the appliance to be ready again")
+    assert status_page(box, Authorization=f"Bearer {TOKEN}").status == 200
