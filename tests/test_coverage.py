@@ -1,6 +1,7 @@
 """What a job covers through changes of the configuration, and when a row counts as exported."""
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -302,7 +303,7 @@ def test_marking_in_small_steps_marks_the_same_rows_and_each_once(
     assert conn.execute("SELECT id, exported_at FROM events_log ORDER BY id LIMIT 16").fetchall() == moments
 
 
-def test_a_job_that_begins_while_rows_are_being_marked_keeps_its_own_unmarked(
+def test_a_job_that_begins_while_rows_are_being_marked_waits_for_that(
     db: Database, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(db, {"vault": ["*"]})
@@ -310,14 +311,31 @@ def test_a_job_that_begins_while_rows_are_being_marked_keeps_its_own_unmarked(
     seal(db, "vault")
     deliver(db, "vault")
     settled_to = ledger._settled_to  # noqa: SLF001 - the moment between two steps of the marking
+    begins = threading.Thread(target=configure, args=(db, {"vault": ["*"], "acme": ["shop"]}))
 
-    def another_process_starts(connection: Conn, site: str) -> int | None:
-        configure(db, {"vault": ["*"], "acme": ["shop"]})
+    def while_another_process_starts(connection: Conn, site: str) -> int | None:
+        if not begins.ident:
+            begins.start()
+            wait_for(lambda: waits_for_a_lock(conn), "the other process to wait")
         return settled_to(connection, site)
 
-    monkeypatch.setattr(ledger, "_settled_to", another_process_starts)
+    monkeypatch.setattr(ledger, "_settled_to", while_another_process_starts)
     ledger.mark_settled_rows(db)
-    assert exported(conn) == set()
+    begins.join(30)
+    assert not begins.is_alive()
+    marked = exported(conn)
+    arrive(db, conn, "shop")
+    seal(db, "vault")
+    deliver(db, "vault")
+    ledger.mark_settled_rows(db)
+    assert exported(conn) == marked
+
+
+def waits_for_a_lock(conn: Conn) -> bool:
+    row = conn.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    ).fetchone()
+    return row is not None and row[0] > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _EXTENSIONS = {"gzip": ".gz", "zstd": ".zst", "none": ""}
 # A compressor may make other bytes of the same input when it comes in other pieces: it always gets pieces of this size.
 _PIECE_BYTES = 1 << 20
+_MAX_SITE_CHARS = 180
 _GZIP_LEVEL = 6
 _GZIP_WINDOW_BITS = 31  # 15 for the largest window, 16 for a gzip header (with no time in it)
 
@@ -42,11 +43,13 @@ class MadeObject:
     local: LocalObject
 
 
-def local_object(path: Path, content: bytes) -> LocalObject:
-    """Write small content (a manifest) to a file and describe it."""
-    path.write_bytes(content)
-    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return LocalObject(path, len(content), hashlib.sha256(content).hexdigest(), md5)
+def described(path: Path) -> LocalObject:
+    """Describe a file that is there already: a manifest, or an object fetched from a bucket."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return LocalObject(path, path.stat().st_size, sha256, md5)
 
 
 def write_objects(record_batches: Iterable[Any], batch: Batch, directory: Path) -> Iterator[MadeObject]:
@@ -65,6 +68,7 @@ def write_objects(record_batches: Iterable[Any], batch: Batch, directory: Path) 
                     if current is None or current.partition != partition or current.full:
                         if current is not None:
                             yield current.finish()
+                            current.discard()
                         part += 1
                         current = _Writer(batch, partition, part, directory)
                     position = current.take(record_batch, position, end)
@@ -89,11 +93,21 @@ def _runs(record_batch: Any) -> Iterator[tuple[str, int, int]]:
 def object_key(batch: Batch, partition: str, part: int) -> str:
     """Return the key of an object, relative to a bucket's prefix, from "DATE HOUR +SITE" ("-" for what is NULL)."""
     date, hour, site = partition.split(" ", 2)
-    # Collected site ids need no quoting; one that was put there by hand may hold anything.
-    site = quote(site[1:], safe="") if site.startswith("+") else NULL_PARTITION
+    site = _quoted(site[1:]) if site.startswith("+") else NULL_PARTITION
     date, hour = (NULL_PARTITION if value == "-" else value for value in (date, hour))
     name = f"{batch.key.job}-{batch.key.sequence:010d}-{part:04d}.{batch.format}{_EXTENSIONS[batch.compression]}"
     return f"site={site}/date={date}/hour={hour}/{name}"
+
+
+def _quoted(site: str) -> str:
+    """Write a site id as part of a key. Collected ids need nothing; one put there by hand may hold anything.
+
+    A name of a directory may have 255 bytes; what is longer is cut and told apart by its digest.
+    """
+    quoted = quote(site, safe="")
+    if len(quoted) <= _MAX_SITE_CHARS:
+        return quoted
+    return f"{quoted[:_MAX_SITE_CHARS]}~{hashlib.sha256(site.encode()).hexdigest()[:16]}"
 
 
 class _Writer:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -19,15 +20,14 @@ import psycopg
 from appliance.config import Settings
 from appliance.errors import (
     ApplianceError,
-    BatchChangedError,
     BucketAheadError,
     BucketError,
     DatabaseUnavailableError,
 )
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
-from appliance.export.formats import LocalObject, local_object, write_objects
-from appliance.store import ledger, reading, runs, sealing
+from appliance.export.delivery import BatchDelivery, Target
+from appliance.store import ledger, runs, sealing
 from appliance.store.database import Database
 from appliance.store.ledger import Batch, Delivery, Key
 from appliance.store.migrations import SCHEMA_VERSION
@@ -80,21 +80,14 @@ class _Tally:
     job: str
     batches: int = 0
     row_count: int = 0
-    broken: dict[str, str] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
 
     def report(self, blockers: tuple[Writer, ...] = ()) -> Report:
-        problems = tuple(dict.fromkeys(self.broken.values()))
+        problems = tuple(dict.fromkeys(self.problems))
         return Report(
             job=self.job, batches=self.batches, row_count=self.row_count, problems=problems, blockers=blockers
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A bucket that a batch is being delivered to."""
-
-    delivery: Delivery
-    bucket: Bucket
 
 
 class Exporter:
@@ -186,13 +179,11 @@ class _Run:
         self._job = job
         self._holder = holder
         self._tally = tally
+        self._tried: set[Key] = set()
 
     def work(self) -> Report:
         self._sync_coverage()
-        with self._db.connection() as conn:
-            owed = ledger.unsettled(conn, self._job)
-        for key in owed:
-            self._deliver(key)
+        self._deliver_owed()
         blockers = self._seal_and_deliver()
         ledger.mark_settled_rows(self._db)
         return self._tally.report(blockers)
@@ -203,20 +194,34 @@ class _Run:
         if export is None:
             return ()
         while any(name not in self._tally.broken for name in export.bucket_names):
-            sealed = self._seal()
-            if isinstance(sealed, sealing.Nothing):
-                return sealed.blockers
-            self._deliver(sealed)
+            try:
+                sealed = self._seal()
+            except (ledger.OvertakenError, psycopg.errors.UniqueViolation) as error:
+                log.info("export %s: another run was faster (%s)", self._job, type(error).__name__)
+            else:
+                if isinstance(sealed, sealing.Nothing):
+                    return sealed.blockers
+            self._deliver_owed()
         return ()
 
     def _seal(self) -> Key | sealing.Nothing:
-        while True:
-            try:
-                with self._db.connection() as conn:
-                    return sealing.seal_next(conn, self._plan())
-            except (ledger.OvertakenError, psycopg.errors.UniqueViolation) as error:
-                # Its batch is complete in the ledger: look again at what is left.
-                log.info("export %s: another run was faster (%s)", self._job, type(error).__name__)
+        with self._db.connection() as conn:
+            key = sealing.next_key(conn, self._job)
+        if key is None:
+            return sealing.Nothing()
+        # Outside the transaction that seals: a bucket that hangs must not hold up what other jobs decide.
+        self._prove_free(key)
+        with self._db.connection() as conn:
+            return sealing.seal_next(conn, self._plan())
+
+    def _deliver_owed(self) -> None:
+        """Deliver what is sealed and not tried in this run yet, in order: another run's batches too, should it die."""
+        with self._db.connection() as conn:
+            owed = ledger.unsettled(conn, self._job)
+        for key in owed:
+            if key not in self._tried:
+                self._tried.add(key)
+                self._deliver(key)
 
     def _plan(self) -> sealing.Plan:
         export = self._settings.exports[self._job]
@@ -238,12 +243,21 @@ class _Run:
         self._safe_point()
         with self._db.connection() as conn:
             batch = ledger.load(conn, key)
-        targets = {t.delivery.bucket: t for t in self._targets(batch)}
+        targets = self._targets(batch)
         # A batch whose buckets all fail is still written once: the next manifest needs the digest of its own.
         if targets or batch.manifest is None:
             with self._scratch() as directory:
-                self._deliver_objects(batch, targets, directory)
-                self._deliver_manifest(batch, targets, directory)
+                BatchDelivery(
+                    db=self._db,
+                    conninfo=self._conninfo,
+                    all_buckets=self._buckets,
+                    batch=batch,
+                    targets=targets,
+                    directory=directory,
+                    fail=partial(self._fail, key),
+                    note_problem=partial(self._note_problem, key),
+                    safe_point=self._safe_point,
+                ).deliver()
         with self._db.connection() as conn:
             settled = ledger.settle(conn, key)
         if settled:
@@ -251,110 +265,64 @@ class _Run:
             self._tally.batches += 1
             self._tally.row_count += batch.row_count
 
-    def _targets(self, batch: Batch) -> Iterator[_Target]:
+    def _targets(self, batch: Batch) -> dict[str, Target]:
+        """Return the buckets that wait for the batch and can take it, their attempts counted."""
+        targets = {}
         for delivery in batch.deliveries:
             if delivery.delivered or delivery.bucket in self._tally.broken:
                 continue
-            if delivery.bucket not in self._buckets:
-                gone = f"bucket {delivery.bucket}: it is no longer in the configuration, and batches wait for it"
-                self._fail(batch.key, delivery.bucket, BucketError(gone))
-                continue
-            target = _Target(delivery, self._buckets[delivery.bucket])
             try:
-                self._prove_not_ahead(batch.key, target)
-            except BucketAheadError as error:
-                self._fail(batch.key, delivery.bucket, error)
-                raise
+                targets[delivery.bucket] = self._target(batch.key, delivery)
             except BucketError as error:
                 self._fail(batch.key, delivery.bucket, error)
-                continue
+                if isinstance(error, BucketAheadError):
+                    raise
+        with self._db.connection() as conn:
+            for name in targets:
+                ledger.begin_attempt(conn, batch.key, name)
+        return targets
+
+    def _target(self, key: Key, delivery: Delivery) -> Target:
+        if delivery.bucket not in self._buckets:
+            gone = f"bucket {delivery.bucket}: it is no longer in the configuration, and batches wait for it"
+            raise BucketError(gone)
+        target = Target(delivery, self._buckets[delivery.bucket])
+        if not delivery.attempts and self._manifest_stands(target.bucket, delivery.prefix, key):
+            # The ledger is asked again after the bucket: of two runs at once the other may have delivered it meanwhile.
             with self._db.connection() as conn:
-                ledger.begin_attempt(conn, batch.key, delivery.bucket)
-            yield target
+                now = next(d for d in ledger.deliveries(conn, key) if d.bucket == delivery.bucket)
+            if not now.attempts:
+                raise _ahead(delivery.bucket, delivery.prefix, key)
+        return target
 
-    def _prove_not_ahead(self, key: Key, target: _Target) -> None:
-        """Refuse a bucket that holds this batch's manifest although the ledger never sent anything of it there.
+    def _prove_free(self, key: Key) -> None:
+        """Refuse to seal a batch whose manifest stands in one of its buckets already: history is not ours to continue.
 
-        The ledger is asked again after the bucket: of two runs at once the other may have delivered it meanwhile.
+        A bucket that does not answer is no reason to stop: it is asked again before the first byte leaves.
         """
-        if target.delivery.attempts:
-            return
-        where = buckets.join(target.delivery.prefix, manifest.manifest_key(key))
-        if not target.bucket.exists(where):
-            return
-        with self._db.connection() as conn:
-            now = next(d for d in ledger.deliveries(conn, key) if d.bucket == target.delivery.bucket)
-        if not now.attempts:
-            raise BucketAheadError(
-                f"bucket {target.delivery.bucket} is ahead: {where} stands there, and this installation has not "
-                "written it: restore from it, or choose another prefix"
-            )
+        for name, prefix in self._plan().buckets.items():
+            stands = False
+            with suppress(BucketError):
+                stands = self._manifest_stands(self._buckets[name], prefix, key)
+            if stands:
+                with self._db.connection() as conn:
+                    if ledger.exists(conn, key):
+                        raise ledger.OvertakenError(f"another run has sealed batch {key}")
+                raise _ahead(name, prefix, key)
 
-    def _deliver_objects(self, batch: Batch, targets: dict[str, _Target], directory: Path) -> None:
-        try:
-            with reading.json_lines(self._conninfo, batch.ranges, expected_rows=batch.row_count) as rows:
-                for made in write_objects(rows, batch, directory):
-                    self._safe_point()
-                    with self._db.connection() as conn:
-                        ledger.record_object(conn, batch.key, made.record)
-                    self._put_everywhere(batch.key, targets, made.record.key, made.local)
-                    made.local.path.unlink()
-        except BatchChangedError as error:
-            if batch.manifest is None:
-                raise
-            log.warning("export %s: %s; copying it from a bucket that has it", batch.key, error)
-            self._copy_objects(batch, targets, directory)
-
-    def _copy_objects(self, batch: Batch, targets: dict[str, _Target], directory: Path) -> None:
-        """Bring a batch whose rows can no longer make its bytes from a bucket that has it to those that lack it."""
-        source = next((d for d in batch.deliveries if d.delivered and d.bucket in self._buckets), None)
-        if source is None:
-            raise BatchChangedError(f"batch {batch.key}: its rows have changed, and no bucket has it whole")
-        with self._db.connection() as conn:
-            recorded = ledger.objects(conn, batch.key)
-        for record in recorded:
-            self._safe_point()
-            path = directory / "copy"
-            self._buckets[source.bucket].fetch(buckets.join(source.prefix, record.key), path)
-            local = local_object(path, path.read_bytes())
-            if local.sha256 != record.sha256:
-                raise BucketError(f"bucket {source.bucket}: {record.key} is not what was delivered there")
-            self._put_everywhere(batch.key, targets, record.key, local)
-
-    def _deliver_manifest(self, batch: Batch, targets: dict[str, _Target], directory: Path) -> None:
-        text = batch.manifest or self._make_manifest(batch)
-        local = local_object(directory / "manifest", text.encode())
-        self._put_everywhere(batch.key, targets, manifest.manifest_key(batch.key), local)
-        for name in targets:
-            with self._db.connection() as conn:
-                ledger.record_delivered(conn, batch.key, name)
-
-    def _make_manifest(self, batch: Batch) -> str:
-        with self._db.connection() as conn:
-            before = ledger.manifest_sha256(conn, Key(batch.key.job, batch.key.sequence - 1))
-            if before is None and batch.key.sequence > 1:
-                raise ApplianceError(f"batch {batch.key}: the batch before it has no manifest yet")
-            made = manifest.build(
-                batch,
-                ledger.objects(conn, batch.key),
-                installation=ledger.installation_id(conn),
-                previous_sha256=before,
-            )
-            return ledger.record_manifest(conn, batch.key, made.text, made.sha256)
+    @staticmethod
+    def _manifest_stands(bucket: Bucket, prefix: str, key: Key) -> bool:
+        return bucket.exists(buckets.join(prefix, manifest.manifest_key(key)))
 
     # -- small steps --------------------------------------------------------------------------------------------------
 
-    def _put_everywhere(self, key: Key, targets: dict[str, _Target], name: str, local: LocalObject) -> None:
-        """Put an object into each bucket; one that fails is out for the rest of this run and holds no other back."""
-        for bucket, target in list(targets.items()):
-            try:
-                target.bucket.put(buckets.join(target.delivery.prefix, name), local)
-            except BucketError as error:
-                del targets[bucket]
-                self._fail(key, bucket, error)
-
     def _fail(self, key: Key, bucket: str, error: BucketError) -> None:
-        self._tally.broken[bucket] = str(error)
+        """Note why a bucket did not get a batch, and leave it alone for the rest of the run."""
+        self._tally.broken.add(bucket)
+        self._note_problem(key, bucket, error)
+
+    def _note_problem(self, key: Key, bucket: str, error: BucketError) -> None:
+        self._tally.problems.append(str(error))
         with self._db.connection() as conn:
             ledger.record_failure(conn, key, bucket, str(error))
 
@@ -370,3 +338,11 @@ class _Run:
         self._work_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._work_dir, prefix=f"{self._job}-") as name:
             yield Path(name)
+
+
+def _ahead(bucket: str, prefix: str, key: Key) -> BucketAheadError:
+    where = buckets.join(prefix, manifest.manifest_key(key))
+    return BucketAheadError(
+        f"bucket {bucket} is ahead: {where} stands there, and this installation has not written it: "
+        "choose another prefix or bucket"
+    )

@@ -34,7 +34,12 @@ class Database:
             timeout=_CONNECT_TIMEOUT_SECONDS,
             max_waiting=_MAX_WAITING,
             reconnect_timeout=_RECONNECT_SECONDS,
-            kwargs={"connect_timeout": _CONNECT_TIMEOUT_SECONDS, "application_name": "appliance"},
+            configure=_configure,
+            kwargs={
+                "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
+                "application_name": "appliance",
+                "client_encoding": "UTF8",
+            },
         )
 
     def __enter__(self) -> Self:
@@ -74,6 +79,12 @@ class Database:
         """Raise DatabaseUnavailableError unless the database answers a query within a second or so."""
         with self.connection(wait_seconds=1) as conn:
             conn.execute("SELECT 1")
+
+
+def _configure(conn: Connection) -> None:
+    # Sealing looks again and again for what has been committed meanwhile: a database whose default is stricter would
+    # show it the same picture each time. psycopg says so at each BEGIN, so a pooler in between is no trouble.
+    conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
 
 
 def fetch_value(conn: Connection, query: str, params: Any = None) -> Any:

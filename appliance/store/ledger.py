@@ -79,6 +79,14 @@ def installation_id(conn: Connection) -> UUID:
     return found
 
 
+def lock_coverage(conn: Connection, *, exclusive: bool) -> None:
+    """Keep changes of coverage (exclusive) apart from what is decided by it, until the transaction ends.
+
+    A lock on one row that nothing else writes: it holds up no event.
+    """
+    conn.execute("SELECT id FROM installation FOR UPDATE" if exclusive else "SELECT id FROM installation FOR SHARE")
+
+
 def next_sequence(conn: Connection, job: str) -> int:
     """Return the sequence number after the job's last; unique (job, sequence) decides between two runs."""
     return int(fetch_value(conn, "SELECT coalesce(max(sequence), 0) + 1 FROM export_batches WHERE job = %s", (job,)))
@@ -95,6 +103,14 @@ def unsettled(conn: Connection, job: str) -> list[Key]:
 def jobs_with_unsettled(conn: Connection) -> list[str]:
     """Return the jobs that owe a delivery, whether they are still configured or not."""
     return [row[0] for row in conn.execute("SELECT DISTINCT job FROM export_batches WHERE state = 'sealed' ORDER BY 1")]
+
+
+def exists(conn: Connection, key: Key) -> bool:
+    """Return whether a batch of that name is sealed."""
+    return (
+        fetch_value(conn, "SELECT true FROM export_batches WHERE job = %s AND sequence = %s", (key.job, key.sequence))
+        is not None
+    )
 
 
 def load(conn: Connection, key: Key) -> Batch:
@@ -168,10 +184,10 @@ def record_delivered(conn: Connection, key: Key, bucket: str) -> None:
     )
 
 
-def record_object(conn: Connection, key: Key, made: ObjectRecord) -> None:
-    """Keep an object's facts before its first upload, or hold it against what was kept then.
+def record_object(conn: Connection, key: Key, made: ObjectRecord) -> ObjectRecord:
+    """Keep an object's facts before its first upload and return the ones that count: the first ever recorded.
 
-    Raises BatchChangedError when the same part was made with other bytes before.
+    Raises BatchChangedError when that part had other rows. Other bytes of the same rows are the caller's to look into.
     """
     conn.execute(
         "INSERT INTO export_objects (job, sequence, part, key, row_count, bytes, sha256, first_event, last_event)"
@@ -189,8 +205,17 @@ def record_object(conn: Connection, key: Key, made: ObjectRecord) -> None:
         ),
     )
     recorded = next(record for record in objects(conn, key) if record.part == made.part)
-    if (recorded.key, recorded.sha256) != (made.key, made.sha256):
-        raise BatchChangedError(f"batch {key}: object {made.part} came out with other bytes than those recorded")
+    if (recorded.key, recorded.row_count) != (made.key, made.row_count):
+        raise BatchChangedError(f"batch {key}: object {made.part} came out with other rows than those recorded")
+    return recorded
+
+
+def replace_object(conn: Connection, key: Key, made: ObjectRecord) -> None:
+    """Record an object anew, of which no bucket ever got the bytes recorded before."""
+    conn.execute(
+        "UPDATE export_objects SET bytes = %s, sha256 = %s WHERE job = %s AND sequence = %s AND part = %s",
+        (made.bytes, made.sha256, key.job, key.sequence, made.part),
+    )
 
 
 def objects(conn: Connection, key: Key) -> list[ObjectRecord]:
@@ -271,6 +296,8 @@ def _marked_sites(conn: Connection) -> list[str]:
 def _mark_step(db: Database, site: str) -> int | None:
     """Mark a bounded stretch of ids in one transaction; None when there is nothing left to mark."""
     with db.connection() as conn:
+        # A job that begins to cover these rows just now must not find them marked as exported.
+        lock_coverage(conn, exclusive=False)
         marked_to = fetch_value(conn, "SELECT marked_to FROM export_marks WHERE site = %s FOR UPDATE", (site,))
         target = _settled_to(conn, site)
         if target is None or target <= marked_to:
@@ -283,19 +310,20 @@ def _mark_step(db: Database, site: str) -> int | None:
 
 
 def _settled_to(conn: Connection, site: str) -> int | None:
-    """Return the id up to which every job that covers the site has settled; None where no job covers it.
+    """Return the id up to which every job that covers the site has settled; None where no job ever covered it.
 
-    Batches that a job sealed before it lost the site count too: they are still to be delivered.
+    Batches that a job sealed before it lost the site count too: they are still to be delivered. Where no job covers the
+    site any more, what one has delivered is exported.
     """
     query = """
         SELECT least(
-            min(c.sealed_to),
+            coalesce(min(c.sealed_to) FILTER (WHERE c.active), max(c.sealed_to)),
             (SELECT min(r.from_id) FROM export_ranges r JOIN export_batches b USING (job, sequence)
              WHERE b.state = 'sealed'
              AND (r.site = %(site)s OR (r.site = '*' AND NOT %(site)s = ANY(r.except_sites))))
         )
         FROM export_coverage c
-        WHERE c.active AND (c.site = %(site)s OR (c.site = '*' AND NOT EXISTS (
+        WHERE (c.site = %(site)s OR (c.site = '*' AND NOT EXISTS (
             SELECT 1 FROM export_coverage own WHERE own.job = c.job AND own.site = %(site)s)))
         HAVING count(*) > 0
     """

@@ -1,10 +1,11 @@
 """The way out of the database: the rows of a sealed batch as a stream of Arrow record batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from appliance.errors import BatchChangedError, DatabaseUnavailableError
 from appliance.store.events import EXPORTED_COLUMNS
@@ -18,7 +19,7 @@ _ROWS = """
             THEN to_char(coalesce(r.created_at, r.timestamp), 'YYYY-MM-DD HH24') ELSE '- -' END
             || CASE WHEN r.site_id IS NULL THEN ' -' ELSE ' +' || r.site_id END AS partition,
         row_to_json(r)::text || E'\\n' AS line,
-        CASE WHEN r.timestamp >= '0001-01-01' AND r.timestamp < '10000-01-01' THEN r.timestamp END AS event_time
+        CASE WHEN r.timestamp >= '0001-01-03' AND r.timestamp < '9999-12-30' THEN r.timestamp END AS event_time
     FROM (SELECT {columns} FROM events_log e WHERE {condition}) AS r
     ORDER BY r.site_id COLLATE "C" NULLS FIRST, date_trunc('hour', coalesce(r.created_at, r.timestamp)), r.id
 """
@@ -40,7 +41,7 @@ def json_lines(conninfo: str, ranges: Sequence[Range], *, expected_rows: int) ->
     count = sql.SQL("SELECT count(*) FROM events_log e WHERE {}").format(condition).as_string()
     rows = sql.SQL(_ROWS).format(columns=_COLUMNS, condition=condition).as_string()
     try:
-        with adbc.connect(conninfo) as connection, connection.cursor() as cursor:
+        with adbc.connect(make_conninfo(conninfo, client_encoding="UTF8")) as connection, connection.cursor() as cursor:
             for pin in ("ISOLATION LEVEL REPEATABLE READ", "READ ONLY"):
                 cursor.execute(f"SET TRANSACTION {pin}")
             # The text of timestamps must not depend on how a server or a role is set up.
@@ -51,6 +52,14 @@ def json_lines(conninfo: str, ranges: Sequence[Range], *, expected_rows: int) ->
             if found != expected_rows:
                 raise BatchChangedError(f"{expected_rows} rows were sealed, {found} are there now")
             cursor.execute(rows)
-            yield iter(cursor.fetch_record_batch())
+            yield _guarded(cursor.fetch_record_batch())
     except adbc.Error as error:
+        raise DatabaseUnavailableError(f"reading the batch failed: {error}") from error
+
+
+def _guarded(record_batches: Iterable[Any]) -> Iterator[Any]:
+    """Tell a connection lost while rows stream, which Arrow reports as an OSError, from errors of the reader."""
+    try:
+        yield from record_batches
+    except OSError as error:
         raise DatabaseUnavailableError(f"reading the batch failed: {error}") from error

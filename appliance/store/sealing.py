@@ -16,6 +16,7 @@ from psycopg import sql
 from appliance.store import ledger
 from appliance.store.database import Connection
 from appliance.store.events import newest_id
+from appliance.store.ledger import Key
 from appliance.store.ranges import ALL_SITES, Range, where
 
 # How long a run waits for the writers it met; a group of the inbox takes milliseconds.
@@ -68,7 +69,9 @@ def open_writers(conn: Connection) -> list[Writer]:
             coalesce(nullif(a.application_name, ''), p.gid, '')
         FROM pg_locks l
         LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-        LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction::text
+        LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
+            AND x.virtualtransaction = l.virtualtransaction
+        LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
         WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
         AND l.relation = 'events_log'::regclass
         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -86,6 +89,7 @@ def sync_coverage(conn: Connection, jobs: Mapping[str, Sequence[str]]) -> None:
     ends, and takes up again where it ended should it come back. No row is covered twice: a site that "*" has covered
     starts where "*" has come to, and "*" leaves out every site with progress of its own.
     """
+    ledger.lock_coverage(conn, exclusive=True)
     for job, sites in jobs.items():
         for site in sites:
             conn.execute(
@@ -102,12 +106,20 @@ def sync_coverage(conn: Connection, jobs: Mapping[str, Sequence[str]]) -> None:
     conn.execute("UPDATE export_coverage SET active = false WHERE active AND job <> ALL(%s)", (list(jobs),))
 
 
-def seal_next(conn: Connection, plan: Plan, *, patience_seconds: float = PATIENCE_SECONDS) -> ledger.Key | Nothing:
+def next_key(conn: Connection, job: str) -> Key | None:
+    """Return the name that the job's next batch will have; None when there cannot be rows for one yet."""
+    ground = _ranges_up_to(newest_id(conn), _active_coverage(conn, job))
+    return Key(job, ledger.next_sequence(conn, job)) if ground else None
+
+
+def seal_next(conn: Connection, plan: Plan, *, patience_seconds: float = PATIENCE_SECONDS) -> Key | Nothing:
     """Seal the job's next batch if there are rows for it.
 
-    Two runs at once are right without a lock: the second to write the sequence, or to move the coverage on, fails
-    with UniqueViolation or gets a stale coverage, and its transaction comes to nothing.
+    Two runs at once are right: the second to write the sequence, or to move the coverage on, fails with UniqueViolation
+    or OvertakenError, and its transaction comes to nothing.
     """
+    # What a job covers must not change between being read here and being frozen.
+    ledger.lock_coverage(conn, exclusive=False)
     coverage = _active_coverage(conn, plan.job)
     newest = newest_id(conn)
     ranges = _ranges_up_to(newest, coverage)
@@ -122,7 +134,9 @@ def seal_next(conn: Connection, plan: Plan, *, patience_seconds: float = PATIENC
     _advance_coverage(conn, plan.job, frozen)
     if row_count == 0:
         return Nothing()
-    return _freeze(conn, plan, frozen, row_count)
+    key = Key(plan.job, ledger.next_sequence(conn, plan.job))
+    _freeze(conn, key, plan, frozen, row_count)
+    return key
 
 
 def _active_coverage(conn: Connection, job: str) -> dict[str, tuple[int, bool]]:
@@ -171,14 +185,13 @@ def _advance_coverage(conn: Connection, job: str, frozen: Iterable[Range]) -> No
             raise ledger.OvertakenError(f"another run of {job} has sealed these rows")
 
 
-def _freeze(conn: Connection, plan: Plan, frozen: Sequence[Range], row_count: int) -> ledger.Key:
-    sequence = ledger.next_sequence(conn, plan.job)
+def _freeze(conn: Connection, key: Key, plan: Plan, frozen: Sequence[Range], row_count: int) -> None:
     conn.execute(
         "INSERT INTO export_batches (job, sequence, row_count, format, compression, object_rows, object_bytes,"
         " schema_version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
         (
-            plan.job,
-            sequence,
+            key.job,
+            key.sequence,
             row_count,
             plan.format,
             plan.compression,
@@ -191,11 +204,10 @@ def _freeze(conn: Connection, plan: Plan, frozen: Sequence[Range], row_count: in
         conn.execute(
             "INSERT INTO export_ranges (job, sequence, site, except_sites, from_id, to_id)"
             " VALUES (%s, %s, %s, %s, %s, %s)",
-            (plan.job, sequence, r.site, list(r.except_sites), r.from_id, r.to_id),
+            (key.job, key.sequence, r.site, list(r.except_sites), r.from_id, r.to_id),
         )
     for bucket, prefix in plan.buckets.items():
         conn.execute(
             "INSERT INTO export_deliveries (job, sequence, bucket, prefix) VALUES (%s, %s, %s, %s)",
-            (plan.job, sequence, bucket, prefix),
+            (key.job, key.sequence, bucket, prefix),
         )
-    return ledger.Key(plan.job, sequence)

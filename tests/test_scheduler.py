@@ -1,0 +1,225 @@
+"""The clock: jobs run on their cron lines in UTC, one failing job stops no other, and stopping waits for a run."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import make_settings, store_events, wait_for
+from exporting import Watched, failing, watch
+
+from appliance.errors import BucketError
+from appliance.export.job import Exporter
+from appliance.export.scheduler import CronTrigger, Scheduler
+from appliance.store import runs
+from appliance.store.database import Database
+
+NEVER_SOON = "0 0 1 1 *"
+
+
+class Clock:
+    """A scheduler on directory buckets whose jobs come due when the test says so."""
+
+    def __init__(self, db: Database, root: Path, *jobs: str) -> None:
+        self.db, self.root, self.stopping = db, root, threading.Event()
+        for name in ("acme", "vault"):
+            (root / name).mkdir(exist_ok=True)
+        self.settings = make_settings(
+            server={"data_dir": str(root / "data")},
+            buckets={name: {"kind": "directory", "path": str(root / name)} for name in ("acme", "vault")},
+            exports={job: {"sites": ["*"], "client": job, "schedule": NEVER_SOON} for job in jobs},
+        )
+        self.exporter = Exporter(self.settings, db, conninfo=db.conninfo, stopping=self.stopping)
+        self.scheduler = Scheduler(self.settings, db, self.exporter, stopping=self.stopping)
+
+    def due(self, name: str, *, late: timedelta = timedelta()) -> None:
+        """Let a job come due now, or let it have come due while nobody ran it."""
+        self.scheduler._scheduler.modify_job(name, next_run_time=datetime.now(UTC) - late)  # noqa: SLF001
+
+    def outcomes(self, job: str) -> list[str]:
+        with self.db.connection() as conn:
+            return [run.outcome for run in runs.latest(conn, limit=50) if run.job == job]
+
+    def wait_run(self, job: str, number: int = 1) -> None:
+        def ended() -> list[str]:
+            return [outcome for outcome in self.outcomes(job) if outcome != "running"]
+
+        wait_for(lambda: len(ended()) >= number, f"a run of {job}", seconds=15)
+
+    def manifests(self, bucket: str) -> int:
+        return len(list((self.root / bucket).rglob("_manifests/**/*.json")))
+
+
+@pytest.fixture
+def clock(db: Database, tmp_path: Path) -> Iterator[Callable[..., Clock]]:
+    made: list[Clock] = []
+
+    def make(*jobs: str) -> Clock:
+        made.append(Clock(db, tmp_path, *jobs))
+        made[-1].scheduler.start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.scheduler.stop(10)
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("line", "now", "following"),
+    [
+        pytest.param("5 * * * *", "2026-03-04T10:04:59", "2026-03-04T10:05:00", id="hourly"),
+        pytest.param("5 * * * *", "2026-03-04T10:05:00", "2026-03-04T11:05:00", id="never twice at one moment"),
+        pytest.param("0 0 * * 0", "2026-03-04T10:00:00", "2026-03-08T00:00:00", id="0 is Sunday"),
+        pytest.param("0 0 * * 7", "2026-03-04T10:00:00", "2026-03-08T00:00:00", id="7 is Sunday too"),
+        pytest.param("0 0 * * 1", "2026-03-04T10:00:00", "2026-03-09T00:00:00", id="1 is Monday"),
+        pytest.param("0 0 1 * 1", "2026-03-03T10:00:00", "2026-03-09T00:00:00", id="day of month or of week"),
+        pytest.param("30 2 * * *", "2026-03-29T00:00:00", "2026-03-29T02:30:00", id="no summer time"),
+        pytest.param("0 0 29 2 *", "2026-01-01T00:00:00", "2028-02-29T00:00:00", id="a leap day"),
+    ],
+)
+def test_a_cron_line_is_read_as_crontab_reads_it_in_utc(line: str, now: str, following: str) -> None:
+    trigger = CronTrigger(line)
+    assert trigger.get_next_fire_time(None, at(now)) == at(following)
+    assert trigger.get_next_fire_time(at(now), at("2030-01-01T00:00:00")) == at(following)
+    elsewhere = at(now).astimezone(timezone(timedelta(hours=5, minutes=45)))
+    assert trigger.get_next_fire_time(None, elsewhere) == at(following)
+
+
+def test_a_job_runs_when_it_is_due_and_again_the_next_time(clock: Callable[..., Clock], db: Database) -> None:
+    one = clock("acme")
+    for number in (1, 2):
+        store_events(db, 2)
+        one.due("export acme")
+        one.wait_run("acme", number)
+        assert one.manifests("acme") == number
+    assert one.outcomes("acme") == ["done", "done"]
+
+
+def test_a_job_that_is_late_is_run_once(clock: Callable[..., Clock], db: Database) -> None:
+    one = clock("acme")
+    store_events(db, 2)
+    one.due("export acme", late=timedelta(days=800))
+    one.wait_run("acme")
+    # Runs of one job follow one another: had there been a second for the years before, it would stand before this one.
+    one.due("export acme")
+    one.wait_run("acme", 2)
+    assert one.manifests("acme") == 1
+    assert len(one.outcomes("acme")) == 2
+
+
+@pytest.mark.parametrize("error", [BucketError("no"), RuntimeError("a bug")], ids=["an error of ours", "any other"])
+def test_a_job_that_fails_is_logged_and_stops_neither_the_other_nor_its_next_run(
+    clock: Callable[..., Clock], db: Database, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    one = clock("acme", "vault")
+    watch(one.exporter, failing(error), "acme")
+    store_events(db, 2)
+    one.due("export acme")
+    one.due("export vault")
+    one.wait_run("acme")
+    one.wait_run("vault")
+    assert (one.outcomes("acme"), one.outcomes("vault")) == (["failed"], ["done"])
+    wait_for(lambda: any(r.levelno == logging.ERROR and "acme" in r.getMessage() for r in caplog.records), "the log")
+    watch(one.exporter, lambda _call: nullcontext(), "acme")
+    one.due("export acme")
+    one.wait_run("acme", 2)
+    assert one.manifests("acme") == 1
+
+
+def test_a_retired_job_still_delivers_though_another_retired_one_cannot(
+    clock: Callable[..., Clock], db: Database, conn: psycopg.Connection[Any]
+) -> None:
+    before = clock("acme", "vault")
+    store_events(db, 2)
+    for job in ("acme", "vault"):
+        assert watch(before.exporter, failing(BucketError("down"))).run(job).failed
+    # acme can never be delivered: its manifest was never made, and one of its rows is gone.
+    conn.execute("UPDATE export_batches SET manifest = NULL, manifest_sha256 = NULL WHERE job = 'acme'")
+    conn.execute("UPDATE export_ranges SET to_id = 1 WHERE job = 'acme'")
+    after = clock()
+    after.due("exports no longer configured")
+    after.wait_run("acme", 2)
+    after.wait_run("vault", 2)
+    assert after.outcomes("vault")[0] == "done"
+
+
+def held_run(one: Clock) -> tuple[threading.Event, threading.Event]:
+    """Let the job's bucket keep each caller until it is let go; return (somebody is held, let go)."""
+    held, let_go = threading.Event(), threading.Event()
+
+    @contextmanager
+    def hold(call: str) -> Iterator[None]:
+        if call == "put":
+            held.set()
+            assert let_go.wait(30)
+        yield
+
+    watch(one.exporter, hold, "acme")
+    return held, let_go
+
+
+def test_stopping_waits_for_a_run_that_then_ends_at_its_next_safe_point(
+    clock: Callable[..., Clock], db: Database
+) -> None:
+    one = clock("acme")
+    held, let_go = held_run(one)
+    store_events(db, 2)
+    one.due("export acme")
+    assert held.wait(30)
+    stopper = threading.Thread(target=one.scheduler.stop, args=(30,))
+    stopper.start()
+    assert one.stopping.wait(30)
+    assert stopper.is_alive()
+    let_go.set()
+    stopper.join(30)
+    assert not stopper.is_alive()
+    assert not one.scheduler.alive
+    assert one.manifests("acme") == 0
+    assert "running" not in one.outcomes("acme")
+
+
+def test_stopping_does_not_wait_for_ever(clock: Callable[..., Clock], db: Database) -> None:
+    one = clock("acme")
+    held, let_go = held_run(one)
+    store_events(db, 2)
+    one.due("export acme")
+    assert held.wait(30)
+    one.scheduler.stop(0.01)
+    assert one.outcomes("acme") == ["running"]
+    let_go.set()
+    one.wait_run("acme")
+
+
+def test_a_job_that_still_runs_is_not_started_again_beside_itself(clock: Callable[..., Clock], db: Database) -> None:
+    one = clock("acme", "vault")
+    held, let_go = held_run(one)
+    store_events(db, 2)
+    one.due("export acme")
+    assert held.wait(30)
+    one.due("export acme")
+    one.due("export vault")
+    one.wait_run("vault")
+    let_go.set()
+    one.wait_run("acme")
+    assert one.outcomes("acme") == ["done"]
+    assert isinstance(one.exporter._buckets["acme"], Watched)  # noqa: SLF001 - it was held at all
+
+
+def test_housekeeping_merges_the_counters(
+    clock: Callable[..., Clock], db: Database, conn: psycopg.Connection[Any]
+) -> None:
+    one = clock("acme")
+    for _ in range(3):
+        store_events(db, 2, created_at=datetime.now(UTC).replace(second=0) - timedelta(hours=1))
+    one.due("housekeeping")
+    counted = "SELECT events FROM event_counts"
+    wait_for(lambda: conn.execute(counted).fetchall() == [(6,)], "one row a minute")
