@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,17 +47,16 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(slots=True)
 class _Child:
-    """A process that is kept running. `start` returns its process id."""
+    """A process that is kept running."""
 
     name: str
-    start: Callable[[], int]
     pid: int | None = None
     adopted: bool = False
     started_at: float = 0.0
     restart_at: float = 0.0
     delay: float = 0.0
 
-    def started(self, pid: int, *, adopted: bool) -> None:
+    def started(self, pid: int, *, adopted: bool = False) -> None:
         self.pid = pid
         self.adopted = adopted
         self.started_at = time.monotonic()
@@ -100,8 +98,8 @@ class _Supervisor:
         self._lock = lock
         self._owns_postgres = False
         self._stopping = False
-        self._gunicorn = _Child("the web server", self._fork_gunicorn)
-        self._database = _Child("PostgreSQL", self._start_postgres)
+        self._gunicorn = _Child("the web server")
+        self._database = _Child("PostgreSQL")
 
     def run(self) -> None:
         wakeup = _wake_up_on(self._on_signal, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
@@ -124,19 +122,15 @@ class _Supervisor:
         if self._postgres is not None:
             self._keep_postgres(self._postgres)
         if self._gunicorn.due():
-            self._gunicorn.started(self._fork_gunicorn(), adopted=False)
+            self._gunicorn.started(self._fork_gunicorn())
 
     def _keep_postgres(self, postgres: EmbeddedPostgres) -> None:
         """Start it as soon as this process may: a command that is under way may own it for now, and serves us too."""
         if not self._owns_postgres:
             self._owns_postgres = postgres.acquire()
         if self._owns_postgres and self._database.due():
-            running = postgres.running_pid()
-            self._database.started(running or self._start_postgres(), adopted=running is not None)
-
-    def _start_postgres(self) -> int:
-        assert self._postgres is not None  # noqa: S101 - only called where there is one
-        return self._postgres.start()
+            pid = postgres.start()
+            self._database.started(pid, adopted=postgres.adopted)
 
     def _fork_gunicorn(self) -> int:
         pid = os.fork()

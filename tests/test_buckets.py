@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -112,6 +113,18 @@ def local(tmp_path: Path) -> LocalObject:
     path = tmp_path / "local"
     path.write_bytes(CONTENT)
     return described(path)
+
+
+def test_what_a_killed_process_left_in_a_directory_bucket_is_cleared_away_after_a_day(
+    tmp_path: Path, local: LocalObject
+) -> None:
+    incoming = tmp_path / "nas" / ".incoming"
+    incoming.mkdir(parents=True)
+    for name, age in (("old", 25 * 3600), ("young", 60)):
+        (incoming / name).write_text("half")
+        os.utime(incoming / name, (time.time() - age,) * 2)
+    build("nas", kind="directory", path=tmp_path / "nas").put(KEY, local)
+    assert [path.name for path in incoming.iterdir()] == ["young"]
 
 
 def test_what_is_put_stands_there(place: Place, local: LocalObject, tmp_path: Path) -> None:

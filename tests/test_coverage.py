@@ -200,10 +200,6 @@ def test_any_history_of_configurations_keeps_every_promise(db: Database, conn: C
         assert set(rows_of(conn, sites)) <= exported(conn)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# exported_at
-
-
 @pytest.mark.parametrize("order", [("acme", "vault"), ("vault", "acme")], ids=" then ".join)
 def test_a_row_is_marked_when_the_last_of_its_jobs_has_settled(
     db: Database, conn: Conn, order: tuple[str, str]
@@ -331,15 +327,34 @@ def test_a_job_that_begins_while_rows_are_being_marked_waits_for_that(
     assert exported(conn) == marked
 
 
+def test_a_job_that_begins_before_a_step_of_the_marking_keeps_its_rows_unmarked(
+    db: Database, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(db, {"vault": ["*"]})
+    arrive(db, conn, "shop")
+    seal(db, "vault")
+    deliver(db, "vault")
+    mark_step = ledger._mark_step  # noqa: SLF001 - the moment before a step, after the sites were listed
+
+    def another_process_starts(database: Database, site: str) -> int | None:
+        configure(db, {"vault": ["*"], "acme": ["shop"]})
+        return mark_step(database, site)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_mark_step", another_process_starts)
+        ledger.mark_settled_rows(db)
+    assert exported(conn) == set()
+    seal(db, "acme")
+    deliver(db, "acme")
+    ledger.mark_settled_rows(db)
+    assert exported(conn) == {1, 2}
+
+
 def waits_for_a_lock(conn: Conn) -> bool:
     row = conn.execute(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     ).fetchone()
     return row is not None and row[0] > 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What the status shows of it
 
 
 def test_the_overview_counts_what_waits_and_what_is_exported(db: Database, conn: Conn) -> None:

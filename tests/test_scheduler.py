@@ -172,7 +172,9 @@ def test_stopping_waits_for_a_run_that_then_ends_at_its_next_safe_point(
 ) -> None:
     one = clock("acme")
     held, let_go = held_run(one)
+    # Two objects: between them it may stop.
     store_events(db, 2)
+    store_events(db, 2, site_id="blog")
     one.due("export acme")
     assert held.wait(30)
     stopper = threading.Thread(target=one.scheduler.stop, args=(30,))

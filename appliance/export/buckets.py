@@ -5,10 +5,11 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _READ_BYTES = 1 << 20
+_LEFT_OVER_SECONDS = 24 * 3600
 # Where a PUT with If-None-Match is known to be honoured; elsewhere the key is looked up first and checked afterwards.
 _CONDITIONAL_PUT = frozenset({"aws", "r2", "minio"})
 # The newer checksums that boto3 adds by itself are refused by others than AWS.
@@ -220,6 +222,11 @@ class DirectoryBucket:
         """Write to a temporary name, then link: unlike a rename, a link never replaces what stands there."""
         incoming = self._root / ".incoming"
         incoming.mkdir(exist_ok=True)
+        for left_over in incoming.iterdir():
+            # Of a process that was killed; younger ones may belong to another, which may remove them just now.
+            with suppress(FileNotFoundError):
+                if left_over.stat().st_mtime < time.time() - _LEFT_OVER_SECONDS:
+                    left_over.unlink()
         temporary = incoming / uuid.uuid4().hex
         try:
             with source.open("rb") as reader, temporary.open("xb") as writer:

@@ -5,6 +5,7 @@ on. Two runs of one job at once do some work twice and still end right; the leas
 """
 
 import logging
+import shutil
 import tempfile
 import threading
 import time
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 BATCH_ROWS = 500_000
 OBJECT_ROWS = 500_000
 OBJECT_BYTES = 256 * 1024 * 1024
+_LEFT_OVER_SECONDS = 24 * 3600
 
 
 class StoppedError(ApplianceError):
@@ -336,6 +338,11 @@ class _Run:
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
         self._work_dir.mkdir(parents=True, exist_ok=True)
+        for left_over in self._work_dir.glob(f"{self._job}-*"):
+            # A run that was killed could not clean up. Younger ones may belong to a run that is under way.
+            with suppress(FileNotFoundError):
+                if left_over.stat().st_mtime < time.time() - _LEFT_OVER_SECONDS:
+                    shutil.rmtree(left_over, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=self._work_dir, prefix=f"{self._job}-") as name:
             yield Path(name)
 

@@ -69,6 +69,8 @@ class Database:
                 yield conn
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
             raise DatabaseUnavailableError(f"the database does not answer ({error})") from error
+        except psycopg.errors.UndefinedTable as error:
+            raise DatabaseUnavailableError("the database is being prepared") from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             # After a restart of the server every idle connection is dead: replace them all at once.
             with suppress(PoolClosed):

@@ -114,6 +114,7 @@ class EmbeddedPostgres:
         running = self.running_pid()
         if running is not None:
             log.info("found PostgreSQL running (process %s), left by an appliance that was killed", running)
+            self._process = None
             return running
         self._prepare()
         command = [*command_prefix(), str(binary("postgres")), "-D", str(self.cluster), *self._options()]
@@ -121,6 +122,11 @@ class EmbeddedPostgres:
             # A session of its own: Ctrl-C in the terminal must not stop it before the appliance has stopped writing.
             self._process = subprocess.Popen(command, cwd="/", stderr=start_log, start_new_session=True)  # noqa: S603
         return self._process.pid
+
+    @property
+    def adopted(self) -> bool:
+        """Whether the server that was started last is another process's child."""
+        return self._process is None
 
     def running_pid(self) -> int | None:
         """Return the process id of the server that runs on this directory, whoever started it."""
