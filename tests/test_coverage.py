@@ -284,7 +284,7 @@ def test_rows_that_nobody_covers_are_never_marked(db: Database, conn: Conn) -> N
 def test_marking_in_small_steps_marks_the_same_rows_and_each_once(
     db: Database, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "_MARK_STEP_IDS", 3)
+    monkeypatch.setattr(ledger, "_MARK_STEP_ROWS", 3)
     configure(db, {"acme": ["shop"], "vault": ["*"]})
     for site in SITES * 2:
         arrive(db, conn, site)
@@ -336,9 +336,9 @@ def test_a_job_that_begins_before_a_step_of_the_marking_keeps_its_rows_unmarked(
     deliver(db, "vault")
     mark_step = ledger._mark_step  # noqa: SLF001 - the moment before a step, after the sites were listed
 
-    def another_process_starts(database: Database, site: str) -> int | None:
+    def another_process_starts(connection: Conn, site: str) -> int | None:
         configure(db, {"vault": ["*"], "acme": ["shop"]})
-        return mark_step(database, site)
+        return mark_step(connection, site)
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger, "_mark_step", another_process_starts)

@@ -100,10 +100,12 @@ def object_key(batch: Batch, partition: str, part: int) -> str:
 
 
 def _quoted(site: str) -> str:
-    """Write a site id as part of a key. Collected ids need nothing; one put there by hand may hold anything.
+    """Write a site id as part of a key. Collected ids need nothing but not to pass for NULL; others may hold anything.
 
     A name of a directory may have 255 bytes; what is longer is cut and told apart by its digest.
     """
+    if site == NULL_PARTITION:
+        return f"%5F{site[1:]}"
     quoted = quote(site, safe="")
     if len(quoted) <= _MAX_SITE_CHARS:
         return quoted

@@ -106,7 +106,7 @@ class Scheduler:
     def _run_retired(self) -> None:
         for job in self._exporter.jobs():
             if job not in self._settings.exports:
-                self._run_export(job)
+                self._guarded(f"export {job}", self._run_export, job)
 
     def _merge_counters(self) -> None:
         with self._db.connection() as conn:

@@ -22,6 +22,8 @@ def migrate(conn: Connection) -> None:
     Raises SchemaError when the database was made by a newer version.
     """
     with conn.transaction():
+        # What another process did while this one waited for the lock must be seen, whatever the database's default.
+        conn.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
         version = current_version(conn)
         if version is None:
