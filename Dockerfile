@@ -26,7 +26,8 @@ USER appliance
 WORKDIR /etc/appliance
 VOLUME /data
 EXPOSE 8080
+# Asks the port of APPLIANCE_SERVER__BIND; who sets another one in config.toml sets another health check, too.
 HEALTHCHECK --start-period=60s --interval=30s --timeout=5s \
-    CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health/live', timeout=4)"]
+    CMD ["python3", "-c", "import os, urllib.request as u; port = os.environ.get('APPLIANCE_SERVER__BIND', ':8080').rpartition(':')[2]; u.urlopen(f'http://127.0.0.1:{port}/health/live', timeout=4)"]
 ENTRYPOINT ["appliance"]
 CMD ["serve"]

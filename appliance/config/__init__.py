@@ -1,0 +1,83 @@
+"""config.toml and the environment -> frozen settings. The only reader of os.environ.
+
+Every problem is found in one go and reported where the user wrote it: `config.toml: exports.acme.schedule: why`.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from appliance.config.problems import describe, did_you_mean
+from appliance.config.sections import Admin, Bucket, DirectoryBucket, Export, S3Bucket, Site
+from appliance.config.settings import ENV_PREFIX, Settings
+from appliance.config.values import ALL_SITES, SITE_ID_PATTERN
+from appliance.errors import ConfigError
+
+__all__ = [
+    "ALL_SITES",
+    "DEMO_SITE",
+    "SITE_ID_PATTERN",
+    "Admin",
+    "Bucket",
+    "DirectoryBucket",
+    "Export",
+    "S3Bucket",
+    "Settings",
+    "Site",
+    "load",
+]
+
+DEFAULT_FILE = "config.toml"
+# What the demo page sends as; taken in whatever sites are configured while server.demo is on.
+DEMO_SITE = "demo"
+
+
+def load(file: Path | None = None) -> Settings:
+    """Read the configuration file (default: config.toml where it stands) and the environment.
+
+    Raises ConfigError with every problem found.
+    """
+    path = file or Path(DEFAULT_FILE)
+    document = _read_toml(path, required=file is not None)
+    problems = _unknown_variables()
+    try:
+        settings = Settings(**document)
+    except ValidationError as error:
+        problems += [describe(details, path.name) for details in error.errors(include_url=False)]
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise ConfigError([f"{path}: there is no such file"]) from None
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path.name}: not a TOML file: {error}"]) from error
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    # Settings(**document) must not take a key of the file for one of pydantic-settings' own arguments.
+    private = [key for key in document if key.startswith("_")]
+    if private:
+        raise ConfigError([f"{path.name}: {key}: there is no such option" for key in private])
+    return document
+
+
+def _unknown_variables() -> list[str]:
+    known = set(Settings.model_fields)
+    return [
+        f"environment: {name}: there is no such option{did_you_mean(_path_of(name)[0], known)}"
+        for name in sorted(os.environ)
+        if name.upper().startswith(ENV_PREFIX) and _path_of(name)[0] not in known
+    ]
+
+
+def _path_of(variable: str) -> list[str]:
+    return variable[len(ENV_PREFIX) :].lower().split("__")

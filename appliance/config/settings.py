@@ -1,0 +1,86 @@
+"""All sections together, from the file and the environment."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from appliance.config.rules import as_init_error, reference_problems, with_default_job
+from appliance.config.sections import Admin, Bucket, Collect, DatabaseSettings, Export, Server, Site
+from appliance.config.values import Name
+
+if TYPE_CHECKING:
+    from pydantic_core import InitErrorDetails
+
+ENV_PREFIX = "APPLIANCE_"
+
+
+class _Environment(EnvSettingsSource):
+    """The environment; a value that should be JSON and is not goes on as it is, to be refused under its name."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
+class Settings(BaseSettings):
+    """All that can be configured. Read it with `load`; it never changes afterwards."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, case_sensitive=False
+    )
+
+    server: Server = Server()
+    database: DatabaseSettings = DatabaseSettings()
+    admin: Admin = Admin()
+    collect: Collect = Collect()
+    sites: tuple[Site, ...] = ()
+    buckets: dict[Name, Bucket] = {}
+    exports: dict[Name, Export] = {}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment override the file, and nothing else speak."""
+        return _Environment(settings_cls), init_settings
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_references(cls, values: dict[str, Any], handler: Callable[[Any], "Settings"]) -> "Settings":
+        """Check what sections say of each other even where a section itself is wrong: all errors come at once."""
+        values = with_default_job(values)
+        problems: list[InitErrorDetails] = list(reference_problems(values))
+        try:
+            settings = handler(values)
+        except ValidationError as error:
+            problems += [as_init_error(details) for details in error.errors(include_url=False)]
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return settings
+
+    def site(self, site_id: str) -> Site | None:
+        """Return the configured site of that id."""
+        return next((site for site in self.sites if site.id == site_id), None)
+
+    def secret_values(self) -> tuple[str, ...]:
+        """Every secret in plain text, for redaction only."""
+        return tuple(secret.get_secret_value() for secret in _secrets_of(self) if secret.get_secret_value())
+
+
+def _secrets_of(section: BaseModel) -> Iterator[SecretStr]:
+    for value in (getattr(section, name) for name in type(section).model_fields):
+        for item in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(item, SecretStr):
+                yield item
+            elif isinstance(item, BaseModel):
+                yield from _secrets_of(item)

@@ -1,0 +1,111 @@
+"""Types of single values: what may be written, and why not where it may not."""
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+
+ALL_SITES = "*"
+SITE_ID_PATTERN = r"[A-Za-z0-9._-]{1,100}"
+_NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
+
+
+def _resolve_secret(value: object) -> object:
+    """Read a secret written as `{ file = "..." }` or `{ env = "NAME" }`."""
+    if not isinstance(value, Mapping):
+        return value
+    if set(value) == {"file"}:
+        return _secret_file(Path(str(value["file"])))
+    if set(value) == {"env"}:
+        name = str(value["env"])
+        if name not in os.environ:
+            raise ValueError(f"the environment has no variable {name}")
+        return os.environ[name]
+    raise ValueError('write the secret itself, { file = "/run/secrets/x" } or { env = "NAME" }')
+
+
+def _secret_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the secret's file {path} cannot be read ({type(error).__name__})") from error
+
+
+def check_bind(value: str) -> str:
+    """Accept host:port."""
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:  # noqa: PLR2004 - the ports there are
+        raise ValueError("write it as host:port, for example 0.0.0.0:8080")
+    return value
+
+
+def check_cron(value: str) -> str:
+    """Accept a line of crontab(5) that comes round at least once."""
+    if len(value.split()) != 5:  # noqa: PLR2004 - minute, hour, day, month, weekday
+        raise ValueError('a cron line has five fields, for example "5 * * * *"')
+    try:
+        next(CronSim(value, datetime.now(UTC)))
+    except (CronSimError, StopIteration) as error:
+        reason = str(error) or "it never comes"
+        raise ValueError(f"not a cron line: {reason}") from error
+    return value
+
+
+def _check_origin(value: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s?#@]+", value):
+        raise ValueError("an origin is scheme and host alone, for example https://shop.example.com")
+    return value.lower()
+
+
+def _check_prefix(value: str) -> str:
+    prefix = value.strip("/")
+    if not re.fullmatch(r"[A-Za-z0-9!_.'()=/-]*", prefix) or ".." in prefix or "//" in prefix:
+        raise ValueError("a prefix has letters, digits and - _ . = / only, and no '..'")
+    return prefix
+
+
+def check_endpoint(value: str) -> str:
+    """Accept the address of an S3 server, or nothing."""
+    if value and not re.fullmatch(r"https?://[^/\s?#]+/?", value):
+        raise ValueError("write the server's address alone, for example https://s3.example.com")
+    return value.rstrip("/")
+
+
+def matching(pattern: str, why: str) -> AfterValidator:
+    """Accept texts that match the pattern as a whole; `why` is told of others."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(why)
+        return value
+
+    return AfterValidator(check)
+
+
+def _network(value: object) -> object:
+    return ip_network(value) if isinstance(value, str) else value
+
+
+def _check_path(value: Path) -> Path:
+    if "\x00" in str(value):
+        raise ValueError("a path has no NUL in it")
+    return value
+
+
+Network: TypeAlias = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+FilePath: TypeAlias = Annotated[Path, AfterValidator(_check_path)]
+Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
+SiteId: TypeAlias = Annotated[str, matching(SITE_ID_PATTERN, "a site id has 1 to 100 letters, digits and . _ -")]
+SiteOrAll: TypeAlias = Annotated[str, matching(rf"\*|{SITE_ID_PATTERN}", 'write site ids, or "*" for every site')]
+Name: TypeAlias = Annotated[str, matching(_NAME_PATTERN, "a name has up to 63 small letters, digits and _ -")]
+NameOrNone: TypeAlias = Annotated[
+    str, matching(f"({_NAME_PATTERN})?", "a name has up to 63 small letters, digits and _ -")
+]
+Origin: TypeAlias = Annotated[str, AfterValidator(_check_origin)]
+Prefix: TypeAlias = Annotated[str, AfterValidator(_check_prefix)]
