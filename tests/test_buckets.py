@@ -115,6 +115,28 @@ def local(tmp_path: Path) -> LocalObject:
     return described(path)
 
 
+@pytest.mark.parametrize("source", ["environment", "profile"])
+def test_keys_that_are_not_configured_come_from_the_usual_chain_of_aws(
+    s3: S3Server, local: LocalObject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    if source == "environment":
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    else:
+        profile = f"[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+        (tmp_path / "credentials").write_text(profile)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    bucket = build("acme", **s3.settings(s3.new_bucket(), access_key_id="", secret_access_key=""))
+    bucket.put(KEY, local)
+    assert bucket.exists(KEY)
+
+
+def test_a_bucket_without_any_keys_says_so(s3: S3Server, local: LocalObject) -> None:
+    bucket = build("acme", **s3.settings(s3.new_bucket(), access_key_id="", secret_access_key=""))
+    with pytest.raises(BucketError, match=r"bucket acme: cannot put .*credentials"):
+        bucket.put(KEY, local)
+
+
 def test_what_a_killed_process_left_in_a_directory_bucket_is_cleared_away_after_a_day(
     tmp_path: Path, local: LocalObject
 ) -> None:
