@@ -95,7 +95,8 @@ def _network(value: object) -> object:
 def _check_path(value: Path) -> Path:
     if "\x00" in str(value):
         raise ValueError("a path has no NUL in it")
-    return value
+    # Absolute: PostgreSQL and the buckets work from directories of their own.
+    return value.absolute()
 
 
 Network: TypeAlias = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]

@@ -303,6 +303,8 @@ class _Run:
         A bucket that does not answer is no reason to stop: it is asked again before the first byte leaves.
         """
         for name, prefix in self._plan().buckets.items():
+            if name in self._tally.broken:
+                continue
             stands = False
             with suppress(BucketError):
                 stands = self._manifest_stands(self._buckets[name], prefix, key)
