@@ -9,6 +9,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -24,14 +25,17 @@ from gunicorn.glogging import Logger
 
 from appliance.config import Settings
 from appliance.errors import StartError
+from appliance.runtime import Runtime, create_app
 from appliance.store.attach import conninfo_of
 from appliance.store.embedded import EmbeddedPostgres, lock_file
-from appliance.worker import Runtime, create_app
 
 log = logging.getLogger(__name__)
 
 THREADS = 32
 _BACKLOG = 1024
+# Connections that are open at once, most of them idle; and what the worker needs descriptors for beside them.
+_MAX_CONNECTIONS = 4096
+_OTHER_DESCRIPTORS = 200
 # `docker stop` kills after ten seconds: gunicorn has these, and PostgreSQL's fast shutdown the rest.
 _GUNICORN_STOP_SECONDS = 6
 _POSTGRES_STOP_SECONDS = 60
@@ -237,7 +241,7 @@ class _Gunicorn(BaseApplication):
             "workers": 1,
             "worker_class": "appliance.worker.Worker",
             "threads": THREADS,
-            "worker_connections": 1000,
+            "worker_connections": _max_connections(),
             "graceful_timeout": _GUNICORN_STOP_SECONDS,
             "timeout": 60,
             "keepalive": 15,
@@ -261,6 +265,16 @@ class _GunicornLogger(Logger):
         self.error_log.propagate = True
         self.error_log.setLevel(logging.WARNING)
         self.access_log.disabled = True
+
+
+def _max_connections() -> int:
+    """Return how many connections there may be, after asking the system for as many descriptors as it gives."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_CONNECTIONS + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return _MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MAX_CONNECTIONS, soft - _OTHER_DESCRIPTORS)
 
 
 def _wake_up_on(handler: Any, *signals: signal.Signals) -> socket.socket:

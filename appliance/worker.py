@@ -1,136 +1,118 @@
-"""The gunicorn worker: one process that holds the pool, the inbox, the scheduler and the Flask app.
+"""The gunicorn worker: a request takes a thread only when it has arrived whole.
 
-All of them are opened here, in the worker, never at import time and never in the arbiter: a thread or a connection does
-not survive a fork.
+gthread gives a thread to each connection that has sent a byte, and the thread then waits for the rest: as many dawdling
+clients as there are threads stop everything. Here the main loop reads, and keeps what is incomplete (wire/). It never
+waits for a client, and a thread never waits for one either, except to write: see _UNREAD_BYTES.
 """
 
+import errno
 import logging
-import threading
+import selectors
+import socket
+import struct
 import time
-from datetime import timedelta
-from typing import Any
+from fcntl import ioctl
+from functools import partial
+from ipaddress import ip_address
+from termios import TIOCOUTQ
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask
+from gunicorn import http
+from gunicorn.http import errors
 from gunicorn.workers.gthread import ThreadWorker
-from werkzeug.wrappers import Response
 
-from appliance.admin import demo, health, pages
-from appliance.admin.auth import session_key
-from appliance.collect import routes as collect
-from appliance.collect.inbox import Inbox
-from appliance.config import Settings
-from appliance.errors import ApplianceError, DatabaseUnavailableError
-from appliance.export.job import Exporter
-from appliance.export.scheduler import Scheduler
-from appliance.store.attach import conninfo_of
-from appliance.store.database import Database
-from appliance.store.migrations import migrate
+from appliance.collect.client import is_local, rate_key
+from appliance.wire.framing import FramingError, Incoming
+from appliance.wire.waiting import PerAddress, WaitingRoom
+
+if TYPE_CHECKING:
+    from appliance.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-# Of the ten seconds that `docker stop` gives, PostgreSQL needs some too (server.py).
-EXPORT_STOP_SECONDS = 4.0
-_PREPARE_EVERY_SECONDS = 0.5
-_SESSION_HOURS = 12
+# From the first byte (or the connection itself) to the last byte of a request.
+REQUEST_SECONDS = 10.0
+# Connections that wait for their next request.
+IDLE_SECONDS = 15.0
+# After the last answer, for a client that still sends: closing at once would take the answer from it (RFC 9112, 9.6).
+_LINGER_SECONDS = 2.0
+# When stopping, for a request that is on its way on an idle connection.
+_STOP_IDLE_SECONDS = 0.5
+# Incomplete requests: all of them together, those of one address, and the bytes that they hold.
+_MAX_INCOMPLETE = 1_024
+_MAX_INCOMPLETE_PER_ADDRESS = 64
+_MAX_INCOMPLETE_BYTES = 64 * 1024 * 1024
+# Whole requests that wait for a thread: a second's work. More would only wait longer than their senders do.
+_MAX_QUEUED = 1_024
+# Bodies that are too large are read up to here, so that the client gets its answer and the connection stays usable.
+_MIN_READ_BYTES = 1024 * 1024
+_RECEIVE_BYTES = 65_536
+# An answer fits into the socket's buffer as long as the client reads: who leaves this much unread gets no more.
+_SEND_BUFFER_BYTES = 262_144
+_UNREAD_BYTES = 65_536
+# Answers larger than the buffer may make a thread wait for so long; nothing that strangers can ask for is as large.
+_WRITE_SECONDS = 5
+_RETRY_AFTER_SECONDS = 2
+_SWEEP_SECONDS = 0.2
+
+_REASONS = {
+    400: "Bad Request",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    417: "Expectation Failed",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+}
+_PARSER_STATUS = {
+    errors.LimitRequestLine: 414,
+    errors.LimitRequestHeaders: 431,
+    errors.ExpectationFailed: 417,
+    errors.UnsupportedTransferCoding: 501,
+}
 
 
-class Runtime:
-    """Everything that runs in the worker beside the web server."""
+class _Connection:
+    """A client's connection and what has come in on it. gunicorn's code reads `sock`, `client` and `server`."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        conninfo = conninfo_of(settings)
-        self.stopping = threading.Event()
-        self.db = Database(conninfo)
-        self.inbox = Inbox(self.db)
-        self._exporter = Exporter(settings, self.db, conninfo=conninfo, stopping=self.stopping)
-        self._scheduler = Scheduler(settings, self.db, self._exporter, stopping=self.stopping)
-        self._preparer = threading.Thread(target=self._prepare, name="prepare", daemon=True)
+    __slots__ = ("address", "client", "counted_bytes", "incoming", "polled", "server", "sock")
 
-    def start(self) -> None:
-        """Open everything. The database may come later: until then /collect answers 503 and nothing is lost."""
-        self.db.open()
-        self.inbox.start()
-        self._preparer.start()
-
-    def stop(self) -> None:
-        """Close everything, the way in first. An export ends at its next safe point or is cut off."""
-        self.stopping.set()
-        self.inbox.close()
-        self._scheduler.stop(EXPORT_STOP_SECONDS)
-        self.db.close()
-
-    def missing(self) -> str | None:
-        """Name what does not run; None when all is well."""
-        if not self.inbox.alive:
-            return "the inbox does not run"
-        if not self._scheduler.alive:
-            return "the database is being prepared" if self._preparer.is_alive() else "the scheduler does not run"
-        return None
-
-    def _prepare(self) -> None:
-        """Wait for the database, bring its schema up to date, then let the scheduler run."""
-        while not self.stopping.is_set():
-            try:
-                with self.db.connection(wait_seconds=1) as conn:
-                    migrate(conn)
-                self._exporter.sync_coverage()
-                break
-            except DatabaseUnavailableError as error:
-                log.info("waiting for the database: %s", error)
-            except ApplianceError as error:
-                log.error("%s", error)  # noqa: TRY400 - the message says it all
-                return
-            except Exception:
-                log.exception("the database could not be prepared")
-            self.stopping.wait(_PREPARE_EVERY_SECONDS)
-        if not self.stopping.is_set():
-            self._scheduler.start()
-            log.info("ready")
-
-
-def create_app(runtime: Runtime) -> Flask:
-    """Return the Flask app on a runtime."""
-    settings = runtime.settings
-    # Static files belong to the windows; the app itself has none.
-    app = Flask("appliance", static_folder=None, template_folder=None)
-    app.config.update(
-        SECRET_KEY=session_key(settings.server.data_dir),
-        SESSION_COOKIE_NAME="appliance",
-        SESSION_COOKIE_HTTPONLY=True,
-        # No other site can make an admin's browser do anything here.
-        SESSION_COOKIE_SAMESITE="Strict",
-        SESSION_COOKIE_PATH="/admin",
-        PERMANENT_SESSION_LIFETIME=timedelta(hours=_SESSION_HOURS),
-        # For the forms of the windows; /collect has a limit of its own.
-        MAX_CONTENT_LENGTH=16_384,
-    )
-    app.register_blueprint(collect.blueprint(settings, runtime.inbox))
-    app.register_blueprint(health.blueprint(runtime.db, settings.server.data_dir, started=runtime.missing))
-    app.register_blueprint(pages.blueprint(settings, runtime.db))
-    if settings.server.demo:
-        app.register_blueprint(demo.blueprint())
-    app.add_url_rule("/", view_func=lambda: _front(settings), endpoint="front")
-    app.extensions["appliance"] = runtime
-    return app
-
-
-def _front(settings: Settings) -> Response:
-    """Send a person who opens the bare address somewhere useful."""
-    answer = Response(status=302)
-    answer.headers["Location"] = "/demo/" if settings.server.demo else "/admin/"
-    return answer
+    def __init__(self, sock: socket.socket, client: Any, server: Any, max_body_bytes: int) -> None:
+        self.sock = sock
+        self.client = client
+        self.server = server
+        self.incoming = Incoming(max_body_bytes)
+        self.counted_bytes = 0
+        self.polled = False
+        # None: a local peer is a proxy that nobody configured, or the owner of the machine, and is not limited.
+        peer = ip_address(client[0].partition("%")[0]) if client else None
+        self.address = rate_key(peer) if peer is not None and not is_local(peer) else None
 
 
 class Worker(ThreadWorker):
-    """gthread with the appliance inside."""
+    """gthread with the appliance inside, and a main loop that reads."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._idle = WaitingRoom[_Connection](seconds=IDLE_SECONDS)
+        self._incomplete = WaitingRoom[_Connection](seconds=REQUEST_SECONDS)
+        self._lingering = WaitingRoom[_Connection](seconds=_LINGER_SECONDS)
+        self._per_address = PerAddress[_Connection](limit=_MAX_INCOMPLETE_PER_ADDRESS)
+        self._incomplete_bytes = 0
+        self._busy = 0
+        self._swept_at = 0.0
+        self._max_body_bytes = _MIN_READ_BYTES
+
+    # -- life ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve until told to stop, then close the appliance's parts within what is left of the grace period."""
         runtime: Runtime = self.wsgi.extensions["appliance"]
+        self._max_body_bytes = max(_MIN_READ_BYTES, runtime.settings.collect.max_body_bytes + 1)
         runtime.start()
         try:
-            super().run()
+            self._serve()
         finally:
             started = time.monotonic()
             runtime.stop()
@@ -140,3 +122,264 @@ class Worker(ThreadWorker):
         """Begin to stop: exports hear of it while the last requests are answered."""
         self.wsgi.extensions["appliance"].stopping.set()
         super().handle_exit(sig, frame)
+
+    def _serve(self) -> None:
+        self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
+        self.set_accept_enabled(enabled=True)
+        while self.alive and self.is_parent_alive():
+            self._turn()
+        self.set_accept_enabled(enabled=False)
+        now = time.monotonic()
+        self._idle.hurry(now + _STOP_IDLE_SECONDS)
+        self._incomplete.hurry(now + _LINGER_SECONDS)
+        while self.nr_conns > 0 and time.monotonic() < now + self.cfg.graceful_timeout:
+            self._turn()
+        self.tpool.shutdown(wait=False)
+        self.poller.close()
+        self.method_queue.close()
+        for listener in self.sockets:
+            listener.close()
+
+    def _turn(self) -> None:
+        """Go once round the main loop."""
+        self.notify()
+        self.wait_for_and_dispatch_events(timeout=_SWEEP_SECONDS)
+        now = time.monotonic()
+        if now >= self._swept_at + _SWEEP_SECONDS:
+            self._swept_at = now
+            self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        for conn in self._incomplete.overdue(now):
+            self._leave_incomplete(conn)
+            # Who has sent nothing gets no answer: browsers open connections in advance.
+            if conn.incoming.buffer:
+                self._refuse(conn, 408)
+            else:
+                self._close(conn)
+        for room in (self._idle, self._lingering):
+            for conn in room.overdue(now):
+                room.remove(conn)
+                self._close(conn)
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def accept(self, listener: socket.socket) -> None:
+        """Take a new connection; where there is no place left, the one that has waited longest goes for it."""
+        try:
+            sock, client = listener.accept()
+        except OSError as error:
+            # Out of descriptors: make a place, and the next round accepts.
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._make_place()
+            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
+                raise
+            return
+        if self.nr_conns >= self.worker_connections and not self._make_place():
+            sock.close()
+            return
+        sock.setblocking(True)  # noqa: FBT003 - the signature is Python's
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _WRITE_SECONDS, 0))
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        conn = _Connection(sock, client, listener.getsockname(), self._max_body_bytes)
+        self.nr_conns += 1
+        self._wait_for_request(conn)
+
+    def _make_place(self) -> bool:
+        for room in (self._lingering, self._idle, self._incomplete):
+            oldest = room.oldest()
+            if oldest is not None:
+                self._drop(oldest)
+                return True
+        return False
+
+    def _drop(self, conn: _Connection) -> None:
+        for room in (self._lingering, self._idle):
+            room.remove(conn)
+        self._leave_incomplete(conn)
+        self._close(conn)
+
+    def _close(self, conn: _Connection) -> None:
+        self._stop_polling(conn)
+        self.nr_conns -= 1
+        conn.sock.close()
+
+    def _poll(self, conn: _Connection) -> None:
+        if not conn.polled:
+            conn.polled = True
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._on_readable, conn))
+
+    def _stop_polling(self, conn: _Connection) -> None:
+        if conn.polled:
+            conn.polled = False
+            self.poller.unregister(conn.sock)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _wait_for_request(self, conn: _Connection) -> None:
+        """Wait for the rest of a request that has begun, or for the first one of a new connection."""
+        self._incomplete.add(conn, time.monotonic())
+        self._count_bytes(conn, len(conn.incoming.buffer))
+        self._poll(conn)
+        crowded = None
+        if conn.address is not None:
+            crowded = self._per_address.add(conn.address, conn)
+        if crowded is None and (
+            len(self._incomplete) > _MAX_INCOMPLETE or self._incomplete_bytes > _MAX_INCOMPLETE_BYTES
+        ):
+            crowded = self._incomplete.oldest()
+        if crowded is not None:
+            self._drop(crowded)
+
+    def _leave_incomplete(self, conn: _Connection) -> None:
+        if self._incomplete.remove(conn):
+            self._count_bytes(conn, 0)
+            if conn.address is not None:
+                self._per_address.remove(conn.address, conn)
+
+    def _count_bytes(self, conn: _Connection, number: int) -> None:
+        self._incomplete_bytes += number - conn.counted_bytes
+        conn.counted_bytes = number
+
+    def _on_readable(self, conn: _Connection, _sock: socket.socket) -> None:
+        if conn in self._lingering:
+            self._discard(conn)
+        elif conn in self._idle or conn in self._incomplete:
+            self._receive(conn)
+        else:
+            # A thread answers this client, which sends the next request already, or has gone: look later.
+            self._stop_polling(conn)
+
+    def _receive(self, conn: _Connection) -> None:
+        data = _received(conn.sock)
+        if data is None:
+            return
+        self._idle.remove(conn)
+        if not data:
+            self._leave_incomplete(conn)
+            # A client that has only shut its own side hears that its request is not whole.
+            if conn.incoming.buffer:
+                self._refuse(conn, 400)
+            else:
+                self._close(conn)
+            return
+        conn.incoming.buffer += data
+        self._advance(conn)
+
+    def _advance(self, conn: _Connection) -> None:
+        """Hand on the request at the front if it is whole, or wait for the rest of it."""
+        try:
+            request = conn.incoming.take()
+        except FramingError as error:
+            self._leave_incomplete(conn)
+            self._refuse(conn, error.status)
+            return
+        if request is None:
+            self._wait_for_request(conn)
+            if conn.incoming.expects_continue:
+                conn.incoming.expects_continue = False
+                _send_now(conn.sock, b"HTTP/1.1 100 Continue\r\n\r\n")
+            return
+        self._leave_incomplete(conn)
+        if _unread_bytes(conn.sock) > _UNREAD_BYTES:
+            self._close(conn)
+        elif self._busy >= self.cfg.threads + _MAX_QUEUED:
+            self._refuse(conn, 503)
+        else:
+            self._busy += 1
+            future = self.tpool.submit(self.handle, conn, request)
+            future.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+
+    def finish_request(self, conn: _Connection, fs: Any) -> None:
+        """Go on with a connection whose request a thread has answered."""
+        self._busy -= 1
+        if fs.cancelled() or fs.exception() or not fs.result():
+            self._linger(conn)
+        elif conn.incoming.buffer:
+            self._advance(conn)
+        else:
+            self._idle.add(conn, time.monotonic())
+            self._poll(conn)
+
+    # -- refusing -----------------------------------------------------------------------------------------------------
+
+    def _refuse(self, conn: _Connection, status: int) -> None:
+        """Answer from the main loop what needs no thread, and end the connection."""
+        _send_now(conn.sock, _refusal(status))
+        self._linger(conn)
+
+    def _linger(self, conn: _Connection) -> None:
+        conn.incoming.buffer.clear()
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            # The client is gone already.
+            self._close(conn)
+            return
+        self._lingering.add(conn, time.monotonic())
+        self._poll(conn)
+
+    def _discard(self, conn: _Connection) -> None:
+        data = _received(conn.sock)
+        if data is not None and not data:
+            self._lingering.remove(conn)
+            self._close(conn)
+
+    # -- answering, in a thread ---------------------------------------------------------------------------------------
+
+    def handle(self, conn: _Connection, request: bytes) -> bool:
+        """Answer one request; return whether the connection can be used for another. Runs in a thread."""
+        req = None
+        try:
+            # Made of bytes that are all here: whatever the parser thinks of them, it never waits for more.
+            parser = http.get_parser(self.cfg, [request], conn.client)
+            req = next(parser)
+            usable = self.handle_request(req, conn) and parser.finish_body() and not parser.unreader.take_buffered()
+            return bool(usable)
+        except StopIteration:
+            return False
+        except errors.ParseException as error:
+            status = next((code for kind, code in _PARSER_STATUS.items() if isinstance(error, kind)), 400)
+            _send_now(conn.sock, _refusal(status))
+        except OSError as error:
+            log.debug("a client went away or does not read its answer: %s", error)
+        except Exception:
+            log.exception("answering a request failed")
+            if req is not None:
+                _send_now(conn.sock, _refusal(500))
+        return False
+
+
+def _received(sock: socket.socket) -> bytes | None:
+    """Return what has come in; b"" at the end, None where there is nothing yet."""
+    try:
+        return sock.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+    except (BlockingIOError, InterruptedError):
+        return None
+    except OSError:
+        return b""
+
+
+def _send_now(sock: socket.socket, data: bytes) -> None:
+    """Send what fits; a client that has left no room for a line does not read anyway."""
+    try:
+        sock.send(data, socket.MSG_DONTWAIT)
+    except OSError as error:
+        log.debug("a short answer could not be sent: %s", error)
+
+
+def _unread_bytes(sock: socket.socket) -> int:
+    """Return how much of what was sent the client has not taken yet (tcp(7), SIOCOUTQ)."""
+    return int.from_bytes(ioctl(sock.fileno(), TIOCOUTQ, bytes(4)), "little")
+
+
+def _refusal(status: int) -> bytes:
+    reason = _REASONS.get(status, "Internal Server Error")
+    body = f'{{"error":"{reason.lower()}"}}\n'
+    retry = f"Retry-After: {_RETRY_AFTER_SECONDS}\r\n" if status == 503 else ""  # noqa: PLR2004 - HTTP's number
+    return (
+        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"{retry}Content-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()

@@ -1,11 +1,11 @@
 """The client's address: believed only from trusted proxies, and kept only as far as the site says."""
 
-from ipaddress import ip_network
-from typing import Literal
+from ipaddress import ip_address, ip_network
+from typing import Any, Literal
 
 import pytest
 
-from appliance.collect.client import client_address, kept_address
+from appliance.collect.client import client_address, is_local, kept_address, parse_address, rate_key
 
 TRUSTED = [ip_network(text) for text in ("172.16.0.0/12", "10.0.0.1/32", "fd00::/8")]
 
@@ -27,6 +27,8 @@ FORWARDED: dict[str, tuple[str | None, str | None, str | None]] = {
     "octal digits": ("172.16.0.1", "010.0.0.1", "172.16.0.1"),
     "a number": ("172.16.0.1", "3221225985", "172.16.0.1"),
     "IPv6": ("fd00::1", "2001:db8::7", "2001:db8::7"),
+    "with a port": ("172.16.0.1", "198.51.100.7:50123", "198.51.100.7"),
+    "IPv6 with a port": ("172.16.0.1", "[2001:db8::7]:50123", "2001:db8::7"),
     "IPv6 in brackets": ("172.16.0.1", "[2001:db8::7]", "2001:db8::7"),
     "IPv6 with a zone": ("fe80::1%eth0", None, "fe80::1"),
     "IPv4 mapped into IPv6": ("::ffff:192.0.2.1", None, "192.0.2.1"),
@@ -39,11 +41,61 @@ FORWARDED: dict[str, tuple[str | None, str | None, str | None]] = {
 
 @pytest.mark.parametrize(("peer", "forwarded", "client"), FORWARDED.values(), ids=FORWARDED)
 def test_only_trusted_proxies_are_believed(peer: str | None, forwarded: str | None, client: str | None) -> None:
-    assert client_address(peer, forwarded, TRUSTED) == client
+    assert address_of(peer, forwarded_for=forwarded) == client
+
+
+def address_of(
+    peer: str | None, *, forwarded_for: str | None = None, forwarded: str | None = None, trusted: Any = TRUSTED
+) -> str | None:
+    found = client_address(peer, forwarded_for=forwarded_for, forwarded=forwarded, trusted=trusted)
+    return str(found) if found else None
 
 
 def test_nobody_is_trusted_unless_configured() -> None:
-    assert client_address("127.0.0.1", "198.51.100.7", []) == "127.0.0.1"
+    assert address_of("127.0.0.1", forwarded_for="198.51.100.7", trusted=[]) == "127.0.0.1"
+
+
+RFC_7239: dict[str, tuple[str, str]] = {
+    "an address": ("for=198.51.100.7", "198.51.100.7"),
+    "in any case, with other parameters": ("By=203.0.113.43;FOR=198.51.100.7;proto=https", "198.51.100.7"),
+    "IPv6 with a port": ('for="[2001:db8::17]:4711"', "2001:db8::17"),
+    "a chain": ("for=203.0.113.9, for=198.51.100.7;proto=http, for=10.0.0.1", "198.51.100.7"),
+    "hidden": ("for=_hidden", "172.16.0.1"),
+    "unknown": ("for=unknown", "172.16.0.1"),
+    "no for": ("proto=https", "172.16.0.1"),
+    "not-for": ("xfor=198.51.100.7", "172.16.0.1"),
+    "garbage": (";;;,=,", "172.16.0.1"),
+}
+
+
+@pytest.mark.parametrize(("forwarded", "client"), RFC_7239.values(), ids=RFC_7239)
+def test_forwarded_is_read_like_x_forwarded_for(forwarded: str, client: str) -> None:
+    assert address_of("172.16.0.1", forwarded=forwarded) == client
+    assert address_of("192.0.2.1", forwarded=forwarded) == "192.0.2.1"
+
+
+def test_x_forwarded_for_goes_before_what_a_client_may_have_written_into_forwarded() -> None:
+    assert address_of("172.16.0.1", forwarded_for="198.51.100.7", forwarded="for=203.0.113.9") == "198.51.100.7"
+
+
+LOCAL = ["127.0.0.1", "10.1.2.3", "172.20.0.1", "192.168.1.1", "169.254.1.1", "::1", "fe80::1", "fd12::1"]
+VISITORS = ["192.0.2.1", "172.32.0.1", "11.0.0.1", "100.64.0.1", "2001:db8::1"]
+
+
+@pytest.mark.parametrize("address", LOCAL)
+def test_addresses_of_private_networks_are_local(address: str) -> None:
+    assert is_local(ip_address(address))
+
+
+@pytest.mark.parametrize("address", VISITORS)
+def test_addresses_of_visitors_are_not_local(address: str) -> None:
+    assert not is_local(ip_address(address))
+
+
+def test_limits_count_a_household_of_ipv6_as_one() -> None:
+    assert rate_key(ip_address("2001:db8:1:2:3::4")) == rate_key(ip_address("2001:db8:1:2:ffff::"))
+    assert rate_key(ip_address("2001:db8:1:3::")) != rate_key(ip_address("2001:db8:1:2::"))
+    assert rate_key(ip_address("192.0.2.1")) != rate_key(ip_address("192.0.2.2"))
 
 
 KEPT: dict[str, tuple[str | None, Literal["keep", "truncate", "drop"], str | None]] = {
@@ -61,4 +113,4 @@ KEPT: dict[str, tuple[str | None, Literal["keep", "truncate", "drop"], str | Non
 def test_a_site_keeps_as_much_of_an_address_as_it_says(
     address: str | None, policy: Literal["keep", "truncate", "drop"], kept: str | None
 ) -> None:
-    assert kept_address(address, policy) == kept
+    assert kept_address(parse_address(address), policy) == kept

@@ -1,5 +1,6 @@
 """Who is speaking: the client's address, behind trusted proxies only, and as much of it as the site keeps. Pure."""
 
+import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Literal, TypeAlias
@@ -8,36 +9,74 @@ Network: TypeAlias = IPv4Network | IPv6Network
 Address: TypeAlias = IPv4Address | IPv6Address
 
 
-def client_address(peer: str | None, forwarded_for: str | None, trusted: Sequence[Network]) -> str | None:
+# Loopback, link-local and private networks (RFC 1122, 3927, 1918, 4291, 4193).
+_LOCAL = tuple(
+    ip_network(text)
+    for text in (
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "::1/128",
+        "fe80::/10",
+        "fc00::/7",
+    )
+)
+# RFC 7239: Forwarded: for=192.0.2.43, for="[2001:db8::17]:4711";proto=https
+_FORWARDED_FOR = re.compile(r"(?:^|[;\s])for=(\"[^\"]*\"|[^;,\s\"]+)", re.IGNORECASE)
+_PORT = re.compile(r":[0-9]{1,5}$")
+
+
+def client_address(
+    peer: str | None, *, forwarded_for: str | None, forwarded: str | None, trusted: Sequence[Network]
+) -> Address | None:
     """Return the address of the client, or None where the peer has none (a Unix socket).
 
-    X-Forwarded-For counts only when the peer is a trusted proxy, and is read from the right up to the first address
-    that is not one: what stands left of that, anyone can have written.
+    The headers count only when the peer is a trusted proxy, and are read from the right up to the first address that is
+    not one: what stands left of that, anyone can have written. X-Forwarded-For goes before Forwarded, which most
+    proxies pass on as it came.
     """
-    address = _parse(peer)
-    for hop in reversed((forwarded_for or "").split(",")):
-        if address is None or not _is_trusted(address, trusted):
+    address = parse_address(peer)
+    for hop in reversed(_hops(forwarded_for, forwarded)):
+        if address is None or not _is_in(address, trusted):
             break
-        following = _parse(hop.strip())
+        following = parse_address(hop)
         if following is None:
             break
         address = following
-    return str(address) if address else None
+    return address
 
 
-def kept_address(address: str | None, policy: Literal["keep", "truncate", "drop"]) -> str | None:
+def kept_address(address: Address | None, policy: Literal["keep", "truncate", "drop"]) -> str | None:
     """Return what a site keeps of an address: all of it, its /24 or /48 network, or nothing."""
     if address is None or policy == "drop":
         return None
     if policy == "keep":
-        return address
-    bits = 24 if ip_address(address).version == 4 else 48  # noqa: PLR2004 - IPv4
-    return str(ip_network(f"{address}/{bits}", strict=False).network_address)
+        return str(address)
+    bits = 24 if address.version == 4 else 48  # noqa: PLR2004 - IPv4
+    return str(ip_network((address, bits), strict=False).network_address)
 
 
-def _parse(text: str | None) -> Address | None:
+def rate_key(address: Address) -> str:
+    """Return what limits count an address as: a household has a whole /64 of IPv6."""
+    return str(address) if address.version == 4 else str(ip_network((address, 64), strict=False))  # noqa: PLR2004
+
+
+def is_local(address: Address) -> bool:
+    """Return whether an address is no visitor's: of this machine or of a private network, so most likely a proxy."""
+    return _is_in(address, _LOCAL)
+
+
+def parse_address(text: str | None) -> Address | None:
+    """Read an address as proxies write it, in brackets and with a port perhaps; None where it is none."""
+    bare = (text or "").strip()
+    if bare.startswith("["):
+        bare = bare[1:].partition("]")[0]
+    elif bare.count(":") == 1:
+        bare = _PORT.sub("", bare)
     try:
-        address = ip_address((text or "").strip("[]"))
+        address = ip_address(bare)
     except ValueError:
         return None
     if isinstance(address, IPv6Address):
@@ -48,5 +87,12 @@ def _parse(text: str | None) -> Address | None:
     return address
 
 
-def _is_trusted(address: Address, trusted: Sequence[Network]) -> bool:
-    return any(address.version == network.version and address in network for network in trusted)
+def _hops(forwarded_for: str | None, forwarded: str | None) -> list[str]:
+    if forwarded_for:
+        return forwarded_for.split(",")
+    elements = (_FORWARDED_FOR.search(element) for element in (forwarded or "").split(","))
+    return [found[1].strip('"') if found else "" for found in elements]
+
+
+def _is_in(address: Address, networks: Sequence[Network]) -> bool:
+    return any(address.version == network.version and address in network for network in networks)

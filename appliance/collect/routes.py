@@ -11,7 +11,7 @@ from flask import Blueprint, Response, jsonify, request
 from werkzeug.wrappers import Response as BaseResponse
 
 from appliance.collect import payload
-from appliance.collect.client import client_address, kept_address
+from appliance.collect.client import client_address, kept_address, parse_address
 from appliance.collect.events import Arrival, Parsed, TooManyEventsError, parse
 from appliance.collect.identifiers import uuid7
 from appliance.collect.inbox import Inbox, InboxFullError, Stored
@@ -107,9 +107,16 @@ class _Collector:
 
     def _parse(self, body: bytes) -> Parsed:
         peer = client_address(
-            request.remote_addr, request.headers.get("X-Forwarded-For"), self._settings.server.trusted_proxies
+            request.remote_addr,
+            forwarded_for=request.headers.get("X-Forwarded-For"),
+            forwarded=request.headers.get("Forwarded"),
+            trusted=self._settings.server.trusted_proxies,
         )
-        arrival = Arrival(received_at=datetime.now(UTC), user_agent=request.headers.get("User-Agent"), ip_address=peer)
+        arrival = Arrival(
+            received_at=datetime.now(UTC),
+            user_agent=request.headers.get("User-Agent"),
+            ip_address=str(peer) if peer else None,
+        )
         limit = self._settings.collect.max_batch_events
         try:
             return parse(payload.decode(body), arrival, max_events=limit, mint=uuid7)
@@ -143,7 +150,7 @@ class _Collector:
         site = self._sites.get(row.site_id)
         if site is None or site.ip == "keep":
             return row
-        return replace(row, ip_address=kept_address(row.ip_address, site.ip))
+        return replace(row, ip_address=kept_address(parse_address(row.ip_address), site.ip))
 
     def _with_cors(self, answer: Response) -> Response:
         origin = request.headers.get("Origin")

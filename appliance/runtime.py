@@ -1,0 +1,119 @@
+"""What runs in the worker: the pool, the inbox, the scheduler and the Flask app.
+
+All of them are opened in the worker, never at import time and never in the arbiter: a thread or a connection does not
+survive a fork.
+"""
+
+import logging
+import threading
+from datetime import timedelta
+
+from flask import Flask
+from werkzeug.wrappers import Response
+
+from appliance.admin import demo, health, pages
+from appliance.admin.auth import session_key
+from appliance.collect import routes as collect
+from appliance.collect.inbox import Inbox
+from appliance.config import Settings
+from appliance.errors import ApplianceError, DatabaseUnavailableError
+from appliance.export.job import Exporter
+from appliance.export.scheduler import Scheduler
+from appliance.store.attach import conninfo_of
+from appliance.store.database import Database
+from appliance.store.migrations import migrate
+
+log = logging.getLogger(__name__)
+
+# Of the ten seconds that `docker stop` gives, PostgreSQL needs some too (server.py).
+EXPORT_STOP_SECONDS = 4.0
+_PREPARE_EVERY_SECONDS = 0.5
+_SESSION_HOURS = 12
+
+
+class Runtime:
+    """Everything that runs in the worker beside the web server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        conninfo = conninfo_of(settings)
+        self.stopping = threading.Event()
+        self.db = Database(conninfo)
+        self.inbox = Inbox(self.db)
+        self._exporter = Exporter(settings, self.db, conninfo=conninfo, stopping=self.stopping)
+        self._scheduler = Scheduler(settings, self.db, self._exporter, stopping=self.stopping)
+        self._preparer = threading.Thread(target=self._prepare, name="prepare", daemon=True)
+
+    def start(self) -> None:
+        """Open everything. The database may come later: until then /collect answers 503 and nothing is lost."""
+        self.db.open()
+        self.inbox.start()
+        self._preparer.start()
+
+    def stop(self) -> None:
+        """Close everything, the way in first. An export ends at its next safe point or is cut off."""
+        self.stopping.set()
+        self.inbox.close()
+        self._scheduler.stop(EXPORT_STOP_SECONDS)
+        self.db.close()
+
+    def missing(self) -> str | None:
+        """Name what does not run; None when all is well."""
+        if not self.inbox.alive:
+            return "the inbox does not run"
+        if not self._scheduler.alive:
+            return "the database is being prepared" if self._preparer.is_alive() else "the scheduler does not run"
+        return None
+
+    def _prepare(self) -> None:
+        """Wait for the database, bring its schema up to date, then let the scheduler run."""
+        while not self.stopping.is_set():
+            try:
+                with self.db.connection(wait_seconds=1) as conn:
+                    migrate(conn)
+                self._exporter.sync_coverage()
+                break
+            except DatabaseUnavailableError as error:
+                log.info("waiting for the database: %s", error)
+            except ApplianceError as error:
+                log.error("%s", error)  # noqa: TRY400 - the message says it all
+                return
+            except Exception:
+                log.exception("the database could not be prepared")
+            self.stopping.wait(_PREPARE_EVERY_SECONDS)
+        if not self.stopping.is_set():
+            self._scheduler.start()
+            log.info("ready")
+
+
+def create_app(runtime: Runtime) -> Flask:
+    """Return the Flask app on a runtime."""
+    settings = runtime.settings
+    # Static files belong to the windows; the app itself has none.
+    app = Flask("appliance", static_folder=None, template_folder=None)
+    app.config.update(
+        SECRET_KEY=session_key(settings.server.data_dir),
+        SESSION_COOKIE_NAME="appliance",
+        SESSION_COOKIE_HTTPONLY=True,
+        # No other site can make an admin's browser do anything here.
+        SESSION_COOKIE_SAMESITE="Strict",
+        SESSION_COOKIE_PATH="/admin",
+        PERMANENT_SESSION_LIFETIME=timedelta(hours=_SESSION_HOURS),
+        # For the forms of the windows; /collect has a limit of its own.
+        MAX_CONTENT_LENGTH=16_384,
+    )
+    app.register_blueprint(collect.blueprint(settings, runtime.inbox))
+    app.register_blueprint(health.blueprint(runtime.db, settings.server.data_dir, started=runtime.missing))
+    app.register_blueprint(pages.blueprint(settings, runtime.db))
+    if settings.server.demo:
+        app.register_blueprint(demo.blueprint())
+    app.add_url_rule("/", view_func=lambda: _front(settings), endpoint="front")
+    app.extensions["appliance"] = runtime
+    return app
+
+
+def _front(settings: Settings) -> Response:
+    """Send a person who opens the bare address somewhere useful."""
+    answer = Response(status=302)
+    answer.headers["Location"] = "/demo/" if settings.server.demo else "/admin/"
+    return answer
