@@ -68,3 +68,19 @@ def configure(*, secrets: Iterable[str] = (), level: int = logging.INFO) -> None
     # These report each retry of their own; what matters of it reaches the user through our errors.
     for chatty in ("psycopg.pool", "apscheduler", "botocore", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+class Seldom:
+    """Keeps what happens at every request from being logged as often."""
+
+    def __init__(self, *, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = 0.0
+
+    def due(self) -> bool:
+        """Return whether it is time to say it (again)."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True

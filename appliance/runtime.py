@@ -14,11 +14,15 @@ from werkzeug.wrappers import Response
 from appliance.admin import demo, health, pages
 from appliance.admin.auth import session_key
 from appliance.collect import routes as collect
+from appliance.collect.admission import Admission
 from appliance.collect.inbox import Inbox
+from appliance.collect.refusals import Refusals
+from appliance.collect.spool import Spool
 from appliance.config import Settings
 from appliance.errors import ApplianceError, DatabaseUnavailableError
 from appliance.export.job import Exporter
 from appliance.export.scheduler import Scheduler
+from appliance.store import counters
 from appliance.store.attach import conninfo_of
 from appliance.store.database import Database
 from appliance.store.migrations import migrate
@@ -29,6 +33,7 @@ log = logging.getLogger(__name__)
 EXPORT_STOP_SECONDS = 4.0
 _PREPARE_EVERY_SECONDS = 0.5
 _SESSION_HOURS = 12
+_SPOOL_NEARLY_FULL = 0.9
 
 
 class Runtime:
@@ -39,31 +44,46 @@ class Runtime:
         conninfo = conninfo_of(settings)
         self.stopping = threading.Event()
         self.db = Database(conninfo)
-        self.inbox = Inbox(self.db)
+        self.spool = Spool(settings.server.data_dir / "spool", max_bytes=settings.collect.spool_max_bytes)
+        self.inbox = Inbox(self.db, self.spool)
+        self.admission = Admission(settings)
+        self.refusals = Refusals(self.db)
         self._exporter = Exporter(settings, self.db, conninfo=conninfo, stopping=self.stopping)
         self._scheduler = Scheduler(settings, self.db, self._exporter, stopping=self.stopping)
         self._preparer = threading.Thread(target=self._prepare, name="prepare", daemon=True)
 
     def start(self) -> None:
-        """Open everything. The database may come later: until then /collect answers 503 and nothing is lost."""
-        self.db.open()
+        """Open everything. The database may come later: until then events go to the spool. Raises StartError."""
         self.inbox.start()
+        self.db.open()
+        self.refusals.start()
         self._preparer.start()
 
     def stop(self) -> None:
         """Close everything, the way in first. An export ends at its next safe point or is cut off."""
         self.stopping.set()
         self.inbox.close()
+        self.refusals.stop()
         self._scheduler.stop(EXPORT_STOP_SECONDS)
         self.db.close()
 
-    def missing(self) -> str | None:
-        """Name what does not run; None when all is well."""
+    def problems(self) -> list[str]:
+        """Name what keeps events from being taken in."""
         if not self.inbox.alive:
-            return "the inbox does not run"
+            return ["the inbox does not run"]
+        if self.inbox.database_away and self.spool.used_bytes > self.spool.max_bytes * _SPOOL_NEARLY_FULL:
+            return ["the database is away and the spool is nearly full"]
+        return []
+
+    def notes(self) -> list[str]:
+        """Name what is not as it should be while events are taken in."""
+        notes = []
+        if self.inbox.database_away or not self.spool.empty:
+            notes.append(f"{self.spool.used_bytes} bytes of events wait in the spool for the database")
         if not self._scheduler.alive:
-            return "the database is being prepared" if self._preparer.is_alive() else "the scheduler does not run"
-        return None
+            preparing = self._preparer.is_alive()
+            notes.append("the database is being prepared" if preparing else "the scheduler does not run")
+        return notes
 
     def _prepare(self) -> None:
         """Wait for the database, bring its schema up to date, then let the scheduler run."""
@@ -71,6 +91,8 @@ class Runtime:
             try:
                 with self.db.connection(wait_seconds=1) as conn:
                     migrate(conn)
+                    self.admission.remember_sites(counters.site_ids(conn))
+                self.inbox.use_database()
                 self._exporter.sync_coverage()
                 break
             except DatabaseUnavailableError as error:
@@ -102,8 +124,10 @@ def create_app(runtime: Runtime) -> Flask:
         # For the forms of the windows; /collect has a limit of its own.
         MAX_CONTENT_LENGTH=16_384,
     )
-    app.register_blueprint(collect.blueprint(settings, runtime.inbox))
-    app.register_blueprint(health.blueprint(runtime.db, settings.server.data_dir, started=runtime.missing))
+    app.register_blueprint(collect.blueprint(settings, runtime.inbox, runtime.admission, runtime.refusals))
+    app.register_blueprint(
+        health.blueprint(runtime.db, settings.server.data_dir, problems=runtime.problems, notes=runtime.notes)
+    )
     app.register_blueprint(pages.blueprint(settings, runtime.db))
     if settings.server.demo:
         app.register_blueprint(demo.blueprint())

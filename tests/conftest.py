@@ -27,6 +27,8 @@ from botocore.config import Config
 from playwright.sync_api import Browser, sync_playwright
 from psycopg.rows import dict_row
 
+from appliance.collect.inbox import Inbox
+from appliance.collect.spool import Spool
 from appliance.config import Settings
 from appliance.store import counters, events
 from appliance.store.database import Database
@@ -127,6 +129,26 @@ def store_events(db: Database, number: int, **fields: Any) -> list[UUID]:
         events.copy_in(connection, made)
         counters.count_events(connection, made)
     return [event.event_id for event in made]
+
+
+def make_inbox(db: Database, directory: Path) -> Inbox:
+    """An inbox with a spool of its own, not started yet."""
+    return Inbox(db, Spool(directory / f"spool-{uuid4().hex}", max_bytes=64 * 1024 * 1024))
+
+
+def start_inbox(inbox: Inbox) -> Inbox:
+    """Start it and wait until it stores in the database."""
+    inbox.start()
+    inbox.use_database()
+    wait_for(lambda: not inbox.database_away, "the inbox to find the database")
+    return inbox
+
+
+@pytest.fixture
+def inbox(db: Database, tmp_path: Path) -> Iterator[Inbox]:
+    one = start_inbox(make_inbox(db, tmp_path))
+    yield one
+    one.close()
 
 
 def make_settings(**sections: Any) -> Settings:
@@ -249,7 +271,7 @@ class Appliance:
     def ready(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5) as answer:  # noqa: S310
-                return bool(answer.status == 200)
+                return bool(json.load(answer)["status"] == "ok")
         except OSError:
             return False
 

@@ -115,7 +115,7 @@ def test_a_preflight_tells_a_browser_whether_its_page_may_send(
     assert (answer.status, answer.body) == (204, b"")
     assert answer.headers["Access-Control-Allow-Origin"] == (origin if allowed else None)
     assert answer.headers["Access-Control-Allow-Methods"] == "POST"
-    assert answer.headers["Access-Control-Allow-Headers"].lower() == "content-type"
+    assert answer.headers["Access-Control-Allow-Headers"].lower() == "content-type, content-encoding"
     assert answer.headers["Access-Control-Allow-Credentials"] is None
     assert "Origin" in answer.headers["Vary"]
 

@@ -1,6 +1,5 @@
 """The counters say what events_log holds without ever counting it."""
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -26,14 +25,6 @@ PLAN = sealing.Plan(
     schema_version=1,
     buckets={"b": ""},
 )
-
-
-@pytest.fixture
-def inbox(db: Database) -> Iterator[Inbox]:
-    one = Inbox(db)
-    one.start()
-    yield one
-    one.close()
 
 
 def totals(conn: Conn) -> dict[str, int]:

@@ -1,28 +1,20 @@
 """Group commit: an answer means that rows are committed once, whatever else is in the group or happens to it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from conftest import make_event, wait_for
+from conftest import make_event, make_inbox, start_inbox, wait_for
 
 from appliance.collect.inbox import Inbox, InboxFullError
-from appliance.errors import DatabaseUnavailableError
 from appliance.store.database import Database
 
 Conn = psycopg.Connection[Any]
-
-
-@pytest.fixture
-def inbox(db: Database) -> Iterator[Inbox]:
-    one = Inbox(db)
-    one.start()
-    yield one
-    one.close()
 
 
 def stored_ids(conn: Conn) -> list[UUID]:
@@ -115,10 +107,9 @@ def test_an_id_that_many_send_at_once_is_new_for_exactly_one(inbox: Inbox, conn:
 
 
 def test_two_appliances_that_get_the_same_ids_in_opposite_order_lose_nothing(
-    inbox: Inbox, db: Database, conn: Conn
+    inbox: Inbox, db: Database, conn: Conn, tmp_path: Path
 ) -> None:
-    other = Inbox(db)
-    other.start()
+    other = start_inbox(make_inbox(db, tmp_path))
     ids = [uuid4() for _ in range(400)]
 
     def send(box: Inbox, order: list[UUID]) -> int:
@@ -172,17 +163,18 @@ def test_a_connection_lost_while_committing_loses_nothing_and_doubles_nothing(
     assert len(stored_ids(conn)) == 3
 
 
-@pytest.mark.parametrize("state", ["XX000", "53100", "40P01", "57014", "0A000"])
-def test_a_failure_that_blames_no_row_refuses_no_row_and_the_writer_lives_on(
+@pytest.mark.parametrize("state", ["XX000", "53100", "40P01", "57014", "0A000", "P0001"])
+def test_a_failure_that_blames_no_row_sends_events_to_the_spool_and_later_to_the_table(
     inbox: Inbox, conn: Conn, at_commit: Callable[[str], None], state: str
 ) -> None:
     at_commit(f"RAISE EXCEPTION 'trouble' USING ERRCODE = '{state}'")
     event = make_event()
-    with pytest.raises(DatabaseUnavailableError):
-        inbox.store([event])
+    stored = inbox.store([event])
+    assert (stored.new, stored.refused, stored.spooled) == (frozenset({0}), {}, True)
     assert stored_ids(conn) == []
     conn.execute("DROP FUNCTION trouble CASCADE")
-    assert inbox.store([event]).new == frozenset({0})
+    wait_for(lambda: stored_ids(conn) == [event.event_id], "the spool to be drained")
+    wait_for(lambda: not inbox.store([make_event()]).spooled, "events to go to the table again")
 
 
 def test_a_check_that_a_user_added_refuses_its_rows_alone(inbox: Inbox, conn: Conn) -> None:
@@ -192,40 +184,40 @@ def test_a_check_that_a_user_added_refuses_its_rows_alone(inbox: Inbox, conn: Co
     assert len(stored_ids(conn)) == 8
 
 
-def test_without_a_schema_events_are_refused_for_now_and_stored_later(inbox: Inbox, conn: Conn) -> None:
+def test_without_a_schema_events_wait_in_the_spool(inbox: Inbox, conn: Conn) -> None:
     conn.execute("ALTER TABLE events_log RENAME TO elsewhere")
     event = make_event()
-    with pytest.raises(DatabaseUnavailableError):
-        inbox.store([event])
+    assert inbox.store([event]).spooled
     conn.execute("ALTER TABLE elsewhere RENAME TO events_log")
-    assert inbox.store([event]).new == frozenset({0})
+    wait_for(lambda: stored_ids(conn) == [event.event_id], "the spool to be drained")
 
 
 # ---- its end, and its limit
 
 
-def test_what_waits_at_the_end_is_stored_and_what_comes_later_is_refused(db: Database, conn: Conn) -> None:
-    inbox = Inbox(db)
+def test_what_waits_at_the_end_is_stored_and_what_comes_later_is_refused(
+    db: Database, conn: Conn, tmp_path: Path
+) -> None:
+    inbox = make_inbox(db, tmp_path)
     with ThreadPoolExecutor(10) as pool:
         waiting = [pool.submit(inbox.store, [make_event()]) for _ in range(10)]
         wait_for(lambda: len(inbox._waiting) == 10, "all to wait")  # noqa: SLF001 - nothing else shows it
-        inbox.start()
-        inbox.close()
+        start_inbox(inbox).close()
         assert all(future.result().new == frozenset({0}) for future in waiting)
     assert len(stored_ids(conn)) == 10
     with pytest.raises(InboxFullError):
         inbox.store([make_event()])
 
 
-def test_a_full_inbox_refuses_at_once_and_takes_events_again_later(db: Database, conn: Conn) -> None:
-    inbox, crowd = Inbox(db), [make_event() for _ in range(10_000)]
+def test_a_full_inbox_refuses_at_once_and_takes_events_again_later(db: Database, conn: Conn, tmp_path: Path) -> None:
+    inbox, crowd = make_inbox(db, tmp_path), [make_event() for _ in range(10_000)]
     threads = [threading.Thread(target=inbox.store, args=(part,)) for part in (crowd[:5000], crowd[5000:], crowd)]
     for thread in threads:
         thread.start()
     wait_for(lambda: len(inbox._waiting) == 3, "the inbox to fill")  # noqa: SLF001 - nothing else shows it
     with pytest.raises(InboxFullError):
         inbox.store([make_event()])
-    inbox.start()
+    start_inbox(inbox)
     for thread in threads:
         thread.join()
     inbox.store([make_event()])

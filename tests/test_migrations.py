@@ -138,6 +138,35 @@ def test_a_schema_that_fails_half_way_leaves_nothing_behind(empty: str, monkeypa
     run(empty)
 
 
+def described(conninfo: str) -> list[tuple[Any, ...]]:
+    """Return every column, constraint and index, as PostgreSQL describes them."""
+    query = """
+        SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull::text, attidentity::text,
+            pg_get_expr(adbin, adrelid)
+        FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid LEFT JOIN pg_attrdef ON adrelid = attrelid
+            AND adnum = attnum
+        WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0
+        UNION ALL SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), '', '', '' FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace
+        UNION ALL SELECT tablename, indexname, indexdef, '', '', '' FROM pg_indexes WHERE schemaname = 'public'
+        UNION ALL SELECT relname, array_to_string(reloptions, ','), '', '', '', '' FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+        ORDER BY 1, 2, 3
+    """
+    with psycopg.connect(conninfo) as conn:
+        return conn.execute(query).fetchall()
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_every_older_schema_becomes_exactly_the_current_one(empty: str, conninfo: str, version: int) -> None:
+    schema = (Path(__file__).parent / "schemas" / f"{version:04d}.sql").read_text()
+    with psycopg.connect(empty) as conn:
+        conn.execute(schema)
+        conn.execute("INSERT INTO installation (schema_version) VALUES (%s)", (version,))
+    run(empty)
+    assert described(empty) == described(conninfo)
+
+
 def test_an_older_database_takes_each_step_in_order_and_all_or_none(
     empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 """What a body may be: strict JSON in UTF-8, cleaned of what PostgreSQL's jsonb refuses, and nothing else."""
 
+import gzip
 import json
+import zlib
 from typing import Any
 
 import psycopg
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.collect.payload import MAX_DEPTH, BadPayloadError, decode, encode
+from appliance.collect.payload import MAX_DEPTH, BadPayloadError, decode, describe, encode, inflate
 
 REFUSED = {
     "nothing": b"",
@@ -20,8 +22,6 @@ REFUSED = {
     "NaN": b'{"a": NaN}',
     "Infinity": b'{"a": Infinity}',
     "-Infinity": b"[-Infinity]",
-    "a number beyond floats": b'{"a": 1e999}',
-    "a negative number beyond floats": b'{"a": [-1.5e400]}',
     "an integer of 5,000 digits": b"[" + b"9" * 5000 + b"]",
     "UTF-16": '{"a": "x"}'.encode("utf-16"),
     "UTF-16 without a mark": '{"a": "x"}'.encode("utf-16-le"),
@@ -37,8 +37,6 @@ REFUSED = {
     "a trailing comma": b"[1,]",
     "a key without quotes": b"{a: 1}",
     "gzip": b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
-    "lists nested too deeply": b"[" * (MAX_DEPTH + 6) + b"1" + b"]" * (MAX_DEPTH + 6),
-    "objects nested too deeply": b'{"a":' * (MAX_DEPTH + 6) + b"1" + b"}" * (MAX_DEPTH + 6),
     "30,000 lists": b"[" * 30_000 + b"]" * 30_000,
     "30,000 objects": b'{"a":' * 30_000 + b"1" + b"}" * 30_000,
     "30,000 lists that never end": b"[" * 30_000,
@@ -50,6 +48,45 @@ def test_what_is_no_strict_json_is_refused_with_a_reason(body: bytes) -> None:
     with pytest.raises(BadPayloadError) as refusal:
         decode(body)
     assert 0 < len(str(refusal.value)) <= 300
+
+
+UNUSABLE = {
+    "a number beyond floats": b'{"a": 1e999}',
+    "a negative number beyond floats": b'{"a": [-1.5e400]}',
+    "lists nested too deeply": b"[" * (MAX_DEPTH + 6) + b"1" + b"]" * (MAX_DEPTH + 6),
+    "objects nested too deeply": b'{"a":' * (MAX_DEPTH + 6) + b"1" + b"}" * (MAX_DEPTH + 6),
+}
+
+
+@pytest.mark.parametrize("text", UNUSABLE.values(), ids=UNUSABLE)
+def test_what_the_database_would_not_take_costs_its_neighbours_nothing(text: bytes) -> None:
+    good, bad = decode(b'[{"a": 1}, ' + text + b"]")
+    assert encode(good) == '{"a":1}'
+    with pytest.raises(BadPayloadError, match=r"too large|too deeply"):
+        encode(bad)
+    assert len(describe(bad)) < 1000
+
+
+def test_gzip_is_undone_up_to_the_limit_and_one_byte_beyond() -> None:
+    assert inflate(gzip.compress(b"x" * 100), 100) == b"x" * 100
+    assert len(inflate(gzip.compress(b"x" * 10_000_000), 100)) == 101
+
+
+NO_GZIP = {
+    "nothing": b"",
+    "plain text": b'{"a": 1}',
+    "zlib": zlib.compress(b"x"),
+    "cut off": gzip.compress(b"x" * 1000)[:-4],
+    "a wrong checksum": gzip.compress(b"x")[:-8] + b"12345678",
+    "garbage behind it": gzip.compress(b"x") + b"y",
+    "two files": gzip.compress(b"x") * 2,
+}
+
+
+@pytest.mark.parametrize("body", NO_GZIP.values(), ids=NO_GZIP)
+def test_what_is_not_one_whole_gzip_file_is_refused(body: bytes) -> None:
+    with pytest.raises(BadPayloadError, match="gzip"):
+        inflate(body, 1000)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'], ids=["lists", "objects"])

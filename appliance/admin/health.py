@@ -10,8 +10,13 @@ from appliance.errors import DatabaseUnavailableError
 from appliance.store.database import Database
 
 
-def blueprint(db: Database, data_dir: Path, *, started: Callable[[], str | None]) -> Blueprint:
-    """Return the routes. `started` names the part of the worker that does not run, or None."""
+def blueprint(
+    db: Database, data_dir: Path, *, problems: Callable[[], list[str]], notes: Callable[[], list[str]]
+) -> Blueprint:
+    """Return the routes.
+
+    `problems` names what keeps events from being taken in, `notes` what is not as it should be while they are.
+    """
     routes = Blueprint("health", __name__, url_prefix="/health")
 
     @routes.get("/live")
@@ -20,22 +25,25 @@ def blueprint(db: Database, data_dir: Path, *, started: Callable[[], str | None]
 
     @routes.get("/ready")
     def ready() -> tuple[Response, int]:
-        problems = [problem for problem in (_database(db), started(), _data_dir(data_dir)) if problem]
-        if problems:
-            return jsonify(status="not ready", problems=problems), 503
-        return jsonify(status="ok"), 200
+        # Asked first: it takes a moment in which the others may change.
+        database = _database(db)
+        found = [*problems(), *_data_dir(data_dir)]
+        if found:
+            return jsonify(status="not ready", problems=found), 503
+        noted = [*database, *notes()]
+        return jsonify(status="degraded", notes=noted) if noted else jsonify(status="ok"), 200
 
     return routes
 
 
-def _database(db: Database) -> str | None:
+def _database(db: Database) -> list[str]:
     try:
         db.ping()
     except DatabaseUnavailableError:
         # The reason may hold an address or a user's name, and this page is open to all: it stands in the log.
-        return "the database does not answer"
-    return None
+        return ["the database does not answer"]
+    return []
 
 
-def _data_dir(data_dir: Path) -> str | None:
-    return None if os.access(data_dir, os.W_OK) else "the data directory cannot be written"
+def _data_dir(data_dir: Path) -> list[str]:
+    return [] if os.access(data_dir, os.W_OK) else ["the data directory cannot be written"]

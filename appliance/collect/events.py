@@ -40,6 +40,8 @@ class Rejection:
 
     index: int
     reason: str
+    item: Any = None
+    """What stood there, where it may be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +131,27 @@ def _parse_envelope(envelope: dict[str, Any], arrival: Arrival, max_events: int,
     note = {"eventId": str(_envelope_id(envelope, text, mint))} if large else metadata
     parsed = _sorted_out(_rows(children, metadata, lambda child: _with_note(child, note), arrival, mint))
     if not parsed.events:
-        # Nothing is lost: the whole envelope stands in one row, its unusable children in it.
-        fields = {**metadata, "eventId": str(_envelope_id(envelope, encode(envelope), mint))}
-        whole = _sorted_out(_rows([fields], {}, lambda _: envelope, arrival, mint))
-        return replace(whole, rejected=parsed.rejected or whole.rejected)
+        return _whole_envelope(envelope, metadata, parsed.rejected, arrival, mint)
     if large:
         return replace(parsed, metadata=_metadata_row(metadata, note["eventId"], parsed.events[0], arrival, mint))
     return parsed
+
+
+def _whole_envelope(
+    envelope: dict[str, Any],
+    metadata: dict[str, Any],
+    rejected: tuple[Rejection, ...],
+    arrival: Arrival,
+    mint: Callable[[], UUID],
+) -> Parsed:
+    """Lose nothing of an envelope without usable events: all of it stands in one row, if that can be one."""
+    try:
+        text = encode(envelope)
+    except BadPayloadError:
+        return Parsed((), rejected=rejected)
+    fields = {**metadata, "eventId": str(_envelope_id(envelope, text, mint))}
+    whole = _sorted_out(_rows([fields], {}, lambda _: envelope, arrival, mint))
+    return replace(whole, rejected=rejected or whole.rejected)
 
 
 def _envelope_id(envelope: Mapping[str, Any], text: str, mint: Callable[[], UUID]) -> UUID:
@@ -174,8 +190,8 @@ def _rows(
             if not isinstance(item, dict):
                 raise _RefusedError("an event must be a JSON object")  # noqa: TRY301 - one place makes the rejection
             yield _row(item, envelope, raw_of(item), arrival, mint)
-        except _RefusedError as error:
-            yield Rejection(index, str(error))
+        except (_RefusedError, BadPayloadError) as error:
+            yield Rejection(index, str(error), item)
 
 
 def _row(

@@ -3,6 +3,9 @@
 Requests hand in their rows and wait. One thread takes what has gathered, commits it with a single COPY and releases all
 of them. There is no delay on purpose: while one group is being committed the next gathers by itself, and an idle server
 answers one event at the price of one commit.
+
+A group that the database does not take goes to the spool, and so does all that follows until the database has taken
+something of the spool (drain.py). From then on new groups go to the database again, beside what is still drained.
 """
 
 import logging
@@ -10,14 +13,15 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from uuid import UUID
 
 import psycopg
 
+from appliance.collect.commit import Committer, Outcome
+from appliance.collect.drain import Drain
+from appliance.collect.spool import Spool, SpoolError
 from appliance.errors import ApplianceError, DatabaseUnavailableError
-from appliance.store import counters
-from appliance.store import events as store
-from appliance.store.database import Database
+from appliance.log import Seldom
+from appliance.store.database import Database, first_line
 from appliance.store.events import Event
 
 log = logging.getLogger(__name__)
@@ -26,12 +30,13 @@ log = logging.getLogger(__name__)
 _MAX_GROUP_EVENTS = 2_000
 # Beyond this, requests are refused at once instead of waiting in a queue that only grows.
 _MAX_WAITING_EVENTS = 20_000
-_CONNECTION_WAIT_SECONDS = 1.0
+# A database that has not answered by then is taken for frozen.
+_COMMIT_SECONDS = 2.0
 _CLOSE_SECONDS = 4.0
 
 
 class InboxFullError(ApplianceError):
-    """More events wait than can be stored soon; the sender should come again."""
+    """The events can be stored neither in the database nor in the spool; the sender should come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,8 @@ class Stored:
 
     new: frozenset[int]
     refused: dict[int, str]
+    spooled: bool = False
+    """They are on disk, and in the table only when the database is back: duplicates count as new."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,19 +59,14 @@ class _Submission:
     error: ApplianceError | None = None
 
 
-@dataclass(slots=True)
-class _Outcome:
-    """What became of a group's events, by event id."""
-
-    new: set[UUID] = field(default_factory=set)
-    refused: dict[UUID, str] = field(default_factory=dict)
-
-
 class Inbox:
-    """Stores events in groups. Start it once in the worker."""
+    """Stores events in groups. Start it once in the worker; until `use_database` it fills the spool."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, db: Database, spool: Spool) -> None:
+        self._committer = Committer(db)
+        self._spool = spool
+        self._drain = Drain(db, self._committer, spool)
+        self._complaints = Seldom(seconds=10)
         self._waiting: deque[_Submission] = deque()
         self._waiting_events = 0
         self._changed = threading.Condition()
@@ -72,31 +74,44 @@ class Inbox:
         self._thread = threading.Thread(target=self._write_groups, name="inbox", daemon=True)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Begin to write. Raises StartError where the spool cannot be used."""
+        self._spool.open()
         self._thread.start()
+
+    def use_database(self) -> None:
+        """Store events in the database from now on: it is there and its schema is current."""
+        self._drain.start()
 
     def close(self) -> None:
         """Store what waits, then stop. What comes in later is refused.
 
-        A database that has frozen must not keep the appliance from ending: what waits then was never answered.
+        A database that has frozen must not keep the appliance from ending: what waits then goes to the spool.
         """
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_SECONDS)
+        self._drain.stop()
+        self._spool.close()
 
     @property
     def alive(self) -> bool:
         """Whether the writer runs."""
         return self._thread.is_alive()
 
-    def store(self, events: Sequence[Event]) -> Stored:
-        """Commit the events and return what became of each; the caller's thread waits that long.
+    @property
+    def database_away(self) -> bool:
+        """Whether events go to the spool for now."""
+        return self._drain.database_away
 
-        Raises InboxFullError and DatabaseUnavailableError; the events may then be stored or not, and sending them again
-        with the same ids is right.
+    def store(self, events: Sequence[Event]) -> Stored:
+        """Put the events on disk and return what became of each; the caller's thread waits that long.
+
+        Raises InboxFullError; the events may then be stored or not, and sending them again with the same ids is right.
         """
+        if not events:
+            return Stored(frozenset(), {})
         submission = _Submission(events)
         with self._changed:
             if self._closed or self._waiting_events + len(events) > _MAX_WAITING_EVENTS:
@@ -116,18 +131,18 @@ class Inbox:
     def _write_groups(self) -> None:
         while group := self._next_group():
             try:
-                outcome = self._commit([event for submission in group for event in submission.events])
-            except ApplianceError as error:
-                self._release(group, error)
-            except Exception:
+                self._write(group)
+            except SpoolError as error:
+                if self._complaints.due():
+                    log.error("events are refused: %s", error)  # noqa: TRY400 - the message says it all
+                _refuse(group, error)
+            except Exception as error:
                 # Whatever it was, the threads that wait must hear of it and the writer must live.
                 log.exception("storing a group of events failed")
-                self._release(group, DatabaseUnavailableError("the events could not be stored"))
-            else:
-                _share_out(group, outcome)
+                _refuse(group, error)
 
     def _next_group(self) -> list[_Submission]:
-        """Wait for events and take them in order of arrival; an empty group means the end."""
+        """Wait for events; return what has gathered, or nothing when it is time to end."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
@@ -140,65 +155,34 @@ class Inbox:
             self._waiting_events -= size
             return group
 
-    def _release(self, group: Sequence[_Submission], error: ApplianceError) -> None:
+    def _write(self, group: Sequence[_Submission]) -> None:
+        events = [event for submission in group for event in submission.events]
+        if not self._drain.database_away:
+            try:
+                _share_out(group, self._committer.store(events, within_seconds=_COMMIT_SECONDS))
+            except (DatabaseUnavailableError, psycopg.Error) as error:
+                if self._complaints.due():
+                    log.warning("the database does not take events, they go to the spool: %s", first_line(error))
+                if isinstance(error, DatabaseUnavailableError):
+                    self._drain.note_failure()
+            else:
+                self._drain.note_success()
+                return
+        self._spool.append(events)
+        self._drain.note_backlog()
         for submission in group:
-            submission.error = error
+            submission.result = Stored(frozenset(range(len(submission.events))), {}, spooled=True)
             submission.done.set()
 
-    def _commit(self, events: Sequence[Event]) -> _Outcome:
-        """Store a group: by one COPY while all is well, row by row where the database refuses some.
 
-        Only errors of SQLSTATE classes 22 and 23 blame a row. Any other is tried once more on a fresh connection; a
-        commit whose answer was lost is then found by its ids, which count as duplicates.
-        """
-        # In the order of their ids: two appliances on one database that get the same events cannot deadlock.
-        ordered = sorted(events, key=lambda event: event.event_id)
-        try:
-            return self._copy(ordered)
-        except psycopg.errors.UniqueViolation:
-            return self._insert_new(ordered)
-        except (psycopg.DataError, psycopg.IntegrityError):
-            return self._isolate(ordered)
-        except DatabaseUnavailableError as error:
-            log.warning("storing a group of events failed, trying once more: %s", error)
-            return self._isolate(ordered)
-
-    def _copy(self, events: Sequence[Event]) -> _Outcome:
-        with self._db.connection(wait_seconds=_CONNECTION_WAIT_SECONDS) as conn:
-            store.copy_in(conn, events)
-            counters.count_events(conn, events)
-        return _Outcome({event.event_id for event in events})
-
-    def _insert_new(self, events: Sequence[Event]) -> _Outcome:
-        with self._db.connection(wait_seconds=_CONNECTION_WAIT_SECONDS) as conn:
-            new = store.insert_new(conn, events)
-            if new:
-                counters.count_events(conn, _first_of_each(events, set(new)), last_id=max(new.values()))
-        return _Outcome(set(new))
-
-    def _isolate(self, events: Sequence[Event]) -> _Outcome:
-        """Halve a group until what is refused stands alone, and store the rest."""
-        try:
-            return self._insert_new(events)
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
-            if len(events) == 1:
-                reason = str(error).strip().partition("\n")[0]
-                return _Outcome(refused={events[0].event_id: f"the database refuses it: {reason}"})
-            middle = len(events) // 2
-            left, right = self._isolate(events[:middle]), self._isolate(events[middle:])
-            return _Outcome(left.new | right.new, left.refused | right.refused)
+def _refuse(group: Sequence[_Submission], error: Exception) -> None:
+    for submission in group:
+        if not submission.done.is_set():
+            submission.error = InboxFullError(f"the events could not be stored: {error}")
+            submission.done.set()
 
 
-def _first_of_each(events: Sequence[Event], wanted: set[UUID]) -> list[Event]:
-    """Return one event for each wanted id, the first of those that share it."""
-    first: dict[UUID, Event] = {}
-    for event in events:
-        if event.event_id in wanted:
-            first.setdefault(event.event_id, event)
-    return list(first.values())
-
-
-def _share_out(group: Sequence[_Submission], outcome: _Outcome) -> None:
+def _share_out(group: Sequence[_Submission], outcome: Outcome) -> None:
     """Tell each request about its own events; of equal ids in one group the first to arrive is the new one."""
     unclaimed = set(outcome.new)
     for submission in group:

@@ -2,11 +2,15 @@
 
 import json
 import re
+import zlib
+from math import isfinite
 from typing import Any
 
 # Deeper than any tracker nests; jsonb and our own recursion could take more.
 MAX_DEPTH = 64
 
+_TOO_DEEP = "the JSON is nested too deeply"
+_GZIP_BITS = 16 + zlib.MAX_WBITS
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -14,11 +18,34 @@ class BadPayloadError(ValueError):
     """The body cannot be taken; the message tells the sender why."""
 
 
+class Unusable:
+    """Stands in a decoded value for what PostgreSQL would not take, so that only the event that holds it is refused."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"({self.reason})"
+
+
+def inflate(body: bytes, limit: int) -> bytes:
+    """Undo gzip (RFC 1952) as far as one byte beyond the limit. Raises BadPayloadError."""
+    unzip = zlib.decompressobj(wbits=_GZIP_BITS)
+    try:
+        plain = unzip.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise BadPayloadError("the body is not gzip") from error
+    if len(plain) <= limit and (not unzip.eof or unzip.unused_data):
+        raise BadPayloadError("the body is not one whole gzip file")
+    return plain
+
+
 def decode(body: bytes) -> Any:
     r"""Parse strict JSON in UTF-8.
 
     NUL characters and lone surrogates, which jsonb refuses, are replaced by U+FFFD in the decoded values: in the text
-    `\\u0000` may be legitimate. Raises BadPayloadError.
+    `\\u0000` may be legitimate. Numbers that are too large, and what is nested too deeply, become Unusable. Raises
+    BadPayloadError.
     """
     try:
         text = body.decode("utf-8")
@@ -26,7 +53,7 @@ def decode(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise BadPayloadError("the body is not UTF-8") from error
     except RecursionError as error:
-        raise BadPayloadError("the JSON is nested too deeply") from error
+        raise BadPayloadError(_TOO_DEEP) from error
     except json.JSONDecodeError as error:
         raise BadPayloadError(f"the body is not JSON: {error.msg} at character {error.pos}") from error
     except ValueError as error:
@@ -35,19 +62,29 @@ def decode(body: bytes) -> Any:
 
 
 def encode(value: Any) -> str:
-    """Return JSON text for a decoded value; integers keep all their digits."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Return JSON text for a decoded value; integers keep all their digits. Raises BadPayloadError for an Unusable."""
+    return _ENCODER.encode(value)
+
+
+def describe(value: Any) -> str:
+    """Return JSON text for a person to read, with a reason where something is unusable."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _refuse(value: Any) -> Any:
+    raise BadPayloadError(value.reason if isinstance(value, Unusable) else "not JSON")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_refuse)
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _finite(text: str) -> float:
+def _finite(text: str) -> float | Unusable:
     number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"the number {text[:20]} is too large")
-    return number
+    return number if isfinite(number) else Unusable(f"the number {text[:20]} is too large")
 
 
 def _needs_cleaning(text: str) -> bool:
@@ -56,10 +93,10 @@ def _needs_cleaning(text: str) -> bool:
 
 
 def _clean(value: Any, depth: int = 0) -> Any:
-    if depth > MAX_DEPTH:
-        raise BadPayloadError("the JSON is nested too deeply")
     if isinstance(value, str):
         return _LONE_SURROGATE.sub("\ufffd", value).replace("\x00", "\ufffd")
+    if isinstance(value, list | dict) and depth > MAX_DEPTH:
+        return Unusable(_TOO_DEEP)
     if isinstance(value, list):
         return [_clean(item, depth + 1) for item in value]
     if isinstance(value, dict):

@@ -1,162 +1,231 @@
-"""/collect and /tracking.js."""
+"""/collect, /pixel.gif and /tracking.js."""
 
-import gzip
-import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
-import minify
 from flask import Blueprint, Response, jsonify, request
-from werkzeug.wrappers import Response as BaseResponse
 
 from appliance.collect import payload
-from appliance.collect.client import client_address, kept_address, parse_address
+from appliance.collect.admission import Admission, Refusal, Sender
+from appliance.collect.client import Address, client_address, is_local, kept_address
 from appliance.collect.events import Arrival, Parsed, TooManyEventsError, parse
 from appliance.collect.identifiers import uuid7
 from appliance.collect.inbox import Inbox, InboxFullError, Stored
-from appliance.config import DEMO_SITE, Settings, Site
-from appliance.errors import DatabaseUnavailableError
+from appliance.collect.refusals import Refusals
+from appliance.collect.tracker import PIXEL, Tracker
+from appliance.config import Settings
 from appliance.resources import read_resource
 from appliance.store.events import Event
 
 _MEDIA_TYPES = frozenset({"application/json", "text/plain"})
 _RETRY_AFTER_SECONDS = 5
+_OK = 200
 # A day: the longest that browsers keep a preflight is less.
 _PREFLIGHT_SECONDS = 86_400
-_DISCARDED_BYTES = 1024 * 1024
-_TRACKER_SECONDS = 3_600
 
 
 class _RefusedError(Exception):
     """The request is answered with an error and nothing of it is stored."""
 
-    def __init__(self, status: int, reason: str, **details: Any) -> None:
+    def __init__(self, status: int, reason: str, *, kind: str, content: bytes | None = None, **details: Any) -> None:
         super().__init__(reason)
         self.status = status
+        self.kind = kind
+        self.content = content
         self.details = details
+        self.retry_after_seconds: int | None = None
+
+    @classmethod
+    def of(cls, refusal: Refusal, **details: Any) -> "_RefusedError":
+        """Refuse the request as the sender was refused."""
+        error = cls(refusal.status, refusal.reason, kind="", **details)
+        error.retry_after_seconds = refusal.retry_after_seconds
+        return error
 
 
-def blueprint(settings: Settings, inbox: Inbox) -> Blueprint:
+def blueprint(settings: Settings, inbox: Inbox, admission: Admission, refusals: Refusals) -> Blueprint:
     """Return the routes of the way in."""
     routes = Blueprint("collect", __name__)
-    collector = _Collector(settings, inbox)
-    tracker = _Tracker(read_resource("tracking.js"))
+    collector = Collector(settings, inbox, admission, refusals)
+    tracker = Tracker(read_resource("tracking.js"))
     routes.add_url_rule(
         "/collect", view_func=collector.collect, methods=["POST"], endpoint="collect", provide_automatic_options=False
     )
     routes.add_url_rule("/collect", view_func=collector.preflight, methods=["OPTIONS"], endpoint="preflight")
+    routes.add_url_rule("/pixel.gif", view_func=collector.pixel, endpoint="pixel")
     routes.add_url_rule("/tracking.js", view_func=tracker.serve, endpoint="tracker")
     return routes
 
 
-class _Collector:
-    """Answers /collect."""
+class Collector:
+    """Answers /collect and /pixel.gif."""
 
-    def __init__(self, settings: Settings, inbox: Inbox) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, inbox: Inbox, admission: Admission, refusals: Refusals) -> None:
+        self._limits = settings.collect
+        self._trusted_proxies = settings.server.trusted_proxies
         self._inbox = inbox
-        self._sites = {site.id: site for site in settings.sites}
-        if self._sites and settings.server.demo:
-            self._sites.setdefault(DEMO_SITE, Site(id=DEMO_SITE))
-        self._any_origin = not settings.sites or any(not site.origins for site in settings.sites)
-        self._origins = frozenset(origin for site in settings.sites for origin in site.origins)
+        self._admission = admission
+        self._refusals = refusals
 
     def collect(self) -> Response:
-        try:
-            answer = self._store()
-        except _RefusedError as error:
-            answer = jsonify(error=str(error), **error.details)
-            answer.status_code = error.status
-        except (InboxFullError, DatabaseUnavailableError):
-            answer = jsonify(error="the events cannot be stored just now, please send them again")
-            answer.status_code = 503
-            answer.headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
-        return self._with_cors(answer)
+        """Store the events of a body."""
+        return self._with_cors(self._answered(self._store_body))
 
     def preflight(self) -> Response:
         """Tell a browser whether its page may send; which site it speaks for is known only with the body."""
         answer = Response(status=204)
         answer.headers["Access-Control-Allow-Methods"] = "POST"
-        answer.headers["Access-Control-Allow-Headers"] = "Content-Type"
+        answer.headers["Access-Control-Allow-Headers"] = "Content-Type, Content-Encoding"
         answer.headers["Access-Control-Max-Age"] = str(_PREFLIGHT_SECONDS)
         return self._with_cors(answer)
 
-    def _store(self) -> Response:
-        parsed = self._admitted(self._parse(self._body()))
-        if not parsed.rows:
-            reasons = _rejections(parsed)
-            raise _RefusedError(400, reasons[0]["reason"] if reasons else "there are no events", rejected=reasons)
-        rows = [self._with_kept_address(row) for row in parsed.rows]
-        return _answer(parsed, self._inbox.store(rows))
+    def pixel(self) -> Response:
+        """Store a pageview of a page without JavaScript."""
+        # A HEAD asks about the picture and has seen no page.
+        answer = _pixel() if request.method == "HEAD" else self._answered(self._store_pixel)
+        answer.headers["Cache-Control"] = "no-store"
+        answer.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+        return answer
+
+    def _answered(self, store: Callable[[], Response]) -> Response:
+        """Turn what went wrong into an answer."""
+        try:
+            return store()
+        except _RefusedError as error:
+            if error.kind:
+                self._refusals.note(error.kind, str(error), content=error.content)
+            answer = jsonify(error=str(error), **error.details)
+            answer.status_code = error.status
+            retry_after = error.retry_after_seconds
+        except InboxFullError:
+            answer = jsonify(error="the events cannot be stored just now, please send them again")
+            answer.status_code = 503
+            retry_after = _RETRY_AFTER_SECONDS
+        if retry_after is not None:
+            answer.headers["Retry-After"] = str(retry_after)
+        return answer
+
+    # -- /collect -----------------------------------------------------------------------------------------------------
+
+    def _store_body(self) -> Response:
+        address = self._address()
+        body = self._body()
+        parsed = self._parse(body, self._arrival(address))
+        return self._store(parsed, _sender(address, request.headers.get("Origin")), body)
 
     def _body(self) -> bytes:
-        """Read the body, bounded whatever it claims its length to be."""
-        limit = self._settings.collect.max_body_bytes
-        # What is refused for its size or type is read all the same, within reason: left unread, it would end the
-        # connection under the client's next request.
-        body = _read(max(limit + 1, _DISCARDED_BYTES))
+        limit = self._limits.max_body_bytes
+        body = _read(limit + 1)
         if request.mimetype not in _MEDIA_TYPES:
-            raise _RefusedError(415, "send application/json or text/plain")
-        length = request.content_length
-        if len(body) > limit or (length is not None and length > limit):
-            raise _RefusedError(413, f"the body is larger than {limit} bytes")
-        if length is not None and len(body) < length:
-            raise _RefusedError(400, "the body is shorter than it claims to be")
+            raise _RefusedError(415, "send application/json or text/plain", kind="media type", content=body)
+        encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding == "gzip" and len(body) <= limit:
+            try:
+                body = payload.inflate(body, limit)
+            except payload.BadPayloadError as error:
+                raise _RefusedError(400, str(error), kind="body", content=body) from error
+        elif encoding not in ("identity", "gzip"):
+            raise _RefusedError(415, "send the body as it is, or with gzip", kind="media type")
+        if len(body) > limit:
+            raise _RefusedError(413, f"the body is larger than {limit} bytes", kind="size", content=body)
         return body
 
-    def _parse(self, body: bytes) -> Parsed:
-        peer = client_address(
+    def _parse(self, body: bytes, arrival: Arrival) -> Parsed:
+        try:
+            decoded = payload.decode(body)
+            return parse(decoded, arrival, max_events=self._limits.max_batch_events, mint=uuid7)
+        except TooManyEventsError as error:
+            raise _RefusedError(413, str(error), kind="size", content=body) from error
+        except payload.BadPayloadError as error:
+            raise _RefusedError(400, str(error), kind="body", content=body) from error
+
+    # -- /pixel.gif ---------------------------------------------------------------------------------------------------
+
+    def _store_pixel(self) -> Response:
+        address = self._address()
+        page = request.headers.get("Referer")
+        fields = request.args.to_dict()
+        event = {"url": page, **fields, "eventType": "pageview", "siteId": fields.get("site")}
+        # Through text and back: a query may hold what JSON strings may not.
+        parsed = self._parse(payload.encode(event).encode(errors="replace"), self._arrival(address))
+        self._store(parsed, _sender(address, _origin_of(page)), None)
+        return _pixel()
+
+    # -- both ---------------------------------------------------------------------------------------------------------
+
+    def _address(self) -> Address | None:
+        """Return the client's address, unless it comes too often."""
+        headers = request.headers
+        address = client_address(
             request.remote_addr,
-            forwarded_for=request.headers.get("X-Forwarded-For"),
-            forwarded=request.headers.get("Forwarded"),
-            trusted=self._settings.server.trusted_proxies,
+            forwarded_for=headers.get("X-Forwarded-For"),
+            forwarded=headers.get("Forwarded"),
+            trusted=self._trusted_proxies,
         )
-        arrival = Arrival(
+        if address is not None and is_local(address) and ("X-Forwarded-For" in headers or "Forwarded" in headers):
+            self._admission.note_proxy(address)
+        refusal = self._admission.too_often(address)
+        if refusal is not None:
+            self._refusals.note(refusal.kind, refusal.reason)
+            raise _RefusedError.of(refusal)
+        return address
+
+    def _arrival(self, address: Address | None) -> Arrival:
+        return Arrival(
             received_at=datetime.now(UTC),
             user_agent=request.headers.get("User-Agent"),
-            ip_address=str(peer) if peer else None,
+            ip_address=str(address) if address else None,
         )
-        limit = self._settings.collect.max_batch_events
-        try:
-            return parse(payload.decode(body), arrival, max_events=limit, mint=uuid7)
-        except TooManyEventsError as error:
-            raise _RefusedError(413, str(error)) from error
-        except payload.BadPayloadError as error:
-            raise _RefusedError(400, str(error)) from error
 
-    def _admitted(self, parsed: Parsed) -> Parsed:
+    def _store(self, parsed: Parsed, sender: Sender, body: bytes | None) -> Response:
+        for rejection in parsed.rejected:
+            self._refusals.note("event", rejection.reason, content=payload.describe(rejection.item).encode())
+        if not parsed.rows:
+            reasons = _rejections(parsed)
+            # What was refused event by event is noted already.
+            kind = "" if reasons else "body"
+            reason = reasons[0]["reason"] if reasons else "there are no events"
+            raise _RefusedError(400, reason, kind=kind, content=body, rejected=reasons)
+        admitted = self._admitted(parsed, sender)
+        stored = self._inbox.store([self._with_kept_address(row, sender.address) for row in admitted.rows])
+        for position, reason in stored.refused.items():
+            row = admitted.rows[position]
+            self._refusals.note("database", reason, site_id=row.site_id, content=row.raw_event_data.encode())
+        return _answer(admitted, stored)
+
+    def _admitted(self, parsed: Parsed, sender: Sender) -> Parsed:
         """Reject what the sender may not send, and only that; when nothing else is left, the whole request."""
-        refusals = {site_id: why for site_id in parsed.site_ids if (why := self._refusal(site_id))}
+        refusals = {site: refusal for site in parsed.site_ids if (refusal := self._admission.refusal(site, sender))}
         if not refusals:
             return parsed
-        admitted = parsed.without(refusals)
-        if not admitted.rows:
-            raise _RefusedError(403, next(iter(refusals.values())), rejected=_rejections(admitted))
+        for site_id, refusal in refusals.items():
+            known = site_id if self._admission.knows(site_id) else ""
+            self._refusals.note(refusal.kind, refusal.reason, site_id=known)
+        later = [refusal for refusal in refusals.values() if refusal.retry_after_seconds is not None]
+        if later:
+            # All of it: what is taken in now would not be sent again with the rest.
+            raise _RefusedError.of(later[0])
+        admitted = parsed.without({site_id: refusal.reason for site_id, refusal in refusals.items()})
+        worst = max(refusals.values(), key=lambda refusal: refusal.status)
+        if not admitted.rows and worst.status != _OK:
+            raise _RefusedError.of(worst, rejected=_rejections(admitted))
         return admitted
 
-    def _refusal(self, site_id: str) -> str | None:
-        if not self._sites:
-            return None
-        site = self._sites.get(site_id)
-        if site is None:
-            return f'no site "{site_id}" is configured here'
-        origin = request.headers.get("Origin")
-        if origin and site.origins and origin.lower() not in site.origins:
-            return f'pages of this origin may not send events of site "{site_id}"'
-        return None
-
-    def _with_kept_address(self, row: Event) -> Event:
-        site = self._sites.get(row.site_id)
+    def _with_kept_address(self, row: Event, address: Address | None) -> Event:
+        site = self._admission.site(row.site_id)
         if site is None or site.ip == "keep":
             return row
-        return replace(row, ip_address=kept_address(parse_address(row.ip_address), site.ip))
+        return replace(row, ip_address=kept_address(address, site.ip))
 
     def _with_cors(self, answer: Response) -> Response:
         origin = request.headers.get("Origin")
         answer.vary.add("Origin")
-        if origin and (self._any_origin or origin.lower() in self._origins):
+        if origin and self._admission.allows_pages_of(origin):
             answer.headers["Access-Control-Allow-Origin"] = origin
+            answer.headers["Access-Control-Expose-Headers"] = "Retry-After"
         return answer
 
 
@@ -164,9 +233,26 @@ def _read(limit: int) -> bytes:
     try:
         body: bytes = request.environ["wsgi.input"].read(limit)
     except Exception as error:
-        # Whatever the web server makes of chunks that are none, or of a client that is gone in the middle.
-        raise _RefusedError(400, "the body is broken") from error
+        # Whatever the web server makes of chunks that are none.
+        raise _RefusedError(400, "the body is broken", kind="body") from error
     return body
+
+
+def _sender(address: Address | None, origin: str | None) -> Sender:
+    wish = request.headers.get("DNT") == "1" or request.headers.get("Sec-GPC") == "1"
+    return Sender(address=address, origin=origin, wants_no_tracking=wish)
+
+
+def _origin_of(page: str | None) -> str | None:
+    try:
+        parts = urlsplit(page or "")
+    except ValueError:
+        return None
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else None
+
+
+def _pixel() -> Response:
+    return Response(PIXEL, mimetype="image/gif")
 
 
 def _answer(parsed: Parsed, stored: Stored) -> Response:
@@ -177,33 +263,14 @@ def _answer(parsed: Parsed, stored: Stored) -> Response:
         for position, index in enumerate(parsed.indexes)
         if position in stored.refused
     ]
-    return jsonify(
+    answer = jsonify(
         accepted=accepted,
         duplicates=len(parsed.events) - accepted - len(refused),
         rejected=[*_rejections(parsed), *refused],
     )
+    answer.status_code = 202 if stored.spooled else 200
+    return answer
 
 
 def _rejections(parsed: Parsed) -> list[dict[str, Any]]:
     return [{"index": rejection.index, "reason": rejection.reason} for rejection in parsed.rejected]
-
-
-class _Tracker:
-    """Serves tracking.js small, cached and compressed; all of it is made once."""
-
-    def __init__(self, source: str) -> None:
-        self._plain = minify.string("application/javascript", source).encode()
-        self._gzipped = gzip.compress(self._plain, mtime=0)
-        self._etag = hashlib.sha256(self._plain).hexdigest()[:16]
-
-    def serve(self) -> BaseResponse:
-        zipped = request.accept_encodings["gzip"] > 0
-        answer = Response(self._gzipped if zipped else self._plain, mimetype="text/javascript")
-        if zipped:
-            answer.headers["Content-Encoding"] = "gzip"
-        answer.headers["Cache-Control"] = f"public, max-age={_TRACKER_SECONDS}"
-        answer.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
-        answer.vary.add("Accept-Encoding")
-        # Two representations, two tags.
-        answer.set_etag(f"{self._etag}-gz" if zipped else self._etag)
-        return answer.make_conditional(request.environ)

@@ -76,3 +76,8 @@ def per_site(conn: Connection) -> list[SiteCount]:
         """
     )
     return [SiteCount(*row) for row in rows]
+
+
+def site_ids(conn: Connection) -> list[str]:
+    """Return every site that has sent."""
+    return [site_id for (site_id,) in conn.execute("SELECT DISTINCT site_id FROM event_counts")]

@@ -9,6 +9,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from appliance.errors import DatabaseUnavailableError
+from appliance.store.watchdog import Watchdog
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 
@@ -26,6 +27,7 @@ class Database:
 
     def __init__(self, conninfo: str) -> None:
         self.conninfo = conninfo
+        self._watchdog = Watchdog()
         self._pool = ConnectionPool(
             conninfo,
             open=False,
@@ -43,7 +45,7 @@ class Database:
         )
 
     def __enter__(self) -> Self:
-        self._pool.open(wait=False)
+        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,21 +53,29 @@ class Database:
 
     def open(self) -> None:
         """Start the pool's threads; a database that is away is no error here."""
+        self._watchdog.start()
         self._pool.open(wait=False)
 
     def close(self) -> None:
         """Close every connection."""
         self._pool.close()
+        self._watchdog.stop()
 
     @contextmanager
-    def connection(self, *, wait_seconds: float = _CONNECT_TIMEOUT_SECONDS) -> Iterator[Connection]:
-        """Lend a connection for one transaction.
+    def connection(
+        self, *, wait_seconds: float = _CONNECT_TIMEOUT_SECONDS, answer_seconds: float | None = None
+    ) -> Iterator[Connection]:
+        """Lend a connection for one transaction, which must end within `answer_seconds` if these are given.
 
         Raises DatabaseUnavailableError when none can be had in time or when it is lost on the way; whether a lost
         transaction was committed is then unknown.
         """
         try:
-            with self._pool.connection(timeout=wait_seconds) as conn:
+            with (
+                self._pool.connection(timeout=wait_seconds) as conn,
+                self._watchdog.watch(conn, answer_seconds),
+                _transaction(conn),
+            ):
                 yield conn
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
             raise DatabaseUnavailableError(f"the database does not answer ({error})") from error
@@ -75,12 +85,24 @@ class Database:
             # After a restart of the server every idle connection is dead: replace them all at once.
             with suppress(PoolClosed):
                 self._pool.drain()
-            raise DatabaseUnavailableError(f"the database failed: {_first_line(error)}") from error
+            raise DatabaseUnavailableError(f"the database failed: {first_line(error)}") from error
 
     def ping(self) -> None:
-        """Raise DatabaseUnavailableError unless the database answers a query within a second or so."""
-        with self.connection(wait_seconds=1) as conn:
+        """Raise DatabaseUnavailableError unless the database answers a query within a second or two."""
+        with self.connection(wait_seconds=1, answer_seconds=1) as conn:
             conn.execute("SELECT 1")
+
+
+@contextmanager
+def _transaction(conn: Connection) -> Iterator[None]:
+    """End what the block did here, where the watchdog still looks, and not on the way back to the pool."""
+    try:
+        yield
+        conn.commit()
+    except BaseException:
+        with suppress(psycopg.Error):
+            conn.rollback()
+        raise
 
 
 def _configure(conn: Connection) -> None:
@@ -95,5 +117,6 @@ def fetch_value(conn: Connection, query: str, params: Any = None) -> Any:
     return row[0] if row else None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says without its details, which may hold data."""
     return str(error).strip().partition("\n")[0]

@@ -1,32 +1,15 @@
 """Statements on events_log, one function each, taking a connection."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from operator import attrgetter
+from typing import Any
 from uuid import UUID
 
 import psycopg
 
 from appliance.store.database import Connection, fetch_value
-
-# What the clients' buckets get of a row; exported_at is the appliance's own business.
-EXPORTED_COLUMNS = (
-    "id",
-    "event_id",
-    "event_type",
-    "session_id",
-    "visitor_id",
-    "site_id",
-    "timestamp",
-    "url",
-    "path",
-    "user_agent",
-    "ip_address",
-    "raw_event_data",
-    "created_at",
-)
-
-_INSERTED_COLUMNS = ", ".join(column for column in EXPORTED_COLUMNS if column != "id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,22 +29,18 @@ class Event:
     raw_event_data: str
     created_at: datetime
 
-    def as_row(self) -> tuple[object, ...]:
-        """Return the values in the order in which they are copied in."""
-        return (
-            self.event_id,
-            self.event_type,
-            self.session_id,
-            self.visitor_id,
-            self.site_id,
-            self.timestamp,
-            self.url,
-            self.path,
-            self.user_agent,
-            self.ip_address,
-            self.raw_event_data,
-            self.created_at,
-        )
+    def as_row(self) -> tuple[Any, ...]:
+        """Return the values in the order of INSERTED_COLUMNS."""
+        row: tuple[Any, ...] = _values_of(self)
+        return row
+
+
+INSERTED_COLUMNS = tuple(field.name for field in fields(Event))
+# What the clients' buckets get of a row; exported_at is the appliance's own business.
+EXPORTED_COLUMNS = ("id", *INSERTED_COLUMNS)
+
+_INSERTED = ", ".join(INSERTED_COLUMNS)
+_values_of = attrgetter(*INSERTED_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +72,12 @@ def insert_new(conn: Connection, events: Sequence[Event]) -> dict[UUID, int]:
     """
     conn.execute(
         f"CREATE TEMPORARY TABLE staged_events ON COMMIT DROP"  # noqa: S608 - column names of our own
-        f" AS SELECT {_INSERTED_COLUMNS} FROM events_log WITH NO DATA"
+        f" AS SELECT {_INSERTED} FROM events_log WITH NO DATA"
     )
     _copy(conn, "staged_events", events)
     rows = conn.execute(
-        f"INSERT INTO events_log ({_INSERTED_COLUMNS})"  # noqa: S608 - column names of our own
-        f" SELECT {_INSERTED_COLUMNS} FROM staged_events ORDER BY event_id"
+        f"INSERT INTO events_log ({_INSERTED})"  # noqa: S608 - column names of our own
+        f" SELECT {_INSERTED} FROM staged_events ORDER BY event_id"
         " ON CONFLICT (event_id) DO NOTHING RETURNING event_id, id"
     )
     return {event_id: row_id for event_id, row_id in rows}  # noqa: C416 - rows are tuples of any length to mypy
@@ -107,7 +86,7 @@ def insert_new(conn: Connection, events: Sequence[Event]) -> dict[UUID, int]:
 def _copy(conn: Connection, table: str, events: Sequence[Event]) -> None:
     query = psycopg.sql.SQL("COPY {} ({}) FROM STDIN").format(
         psycopg.sql.Identifier(table),
-        psycopg.sql.SQL(_INSERTED_COLUMNS),
+        psycopg.sql.SQL(_INSERTED),
     )
     with conn.cursor().copy(query) as copy:
         for event in events:

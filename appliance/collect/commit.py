@@ -1,0 +1,137 @@
+"""Storing one group of events: by one COPY while all is well, row by row where the database refuses some."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import psycopg
+
+from appliance.errors import DatabaseUnavailableError
+from appliance.store import counters
+from appliance.store import events as store
+from appliance.store.database import Connection, Database, first_line
+from appliance.store.events import Event
+
+_CONNECTION_SECONDS = 1.0
+# So many parts of a group in a row that cannot be stored: it is not the events that are to blame.
+_MAX_FAILURES_IN_A_ROW = 32
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a group's events, by event id; what is neither new, refused nor stuck is a duplicate."""
+
+    new: set[UUID] = field(default_factory=set)
+    refused: dict[UUID, str] = field(default_factory=dict)
+    stuck: dict[UUID, str] = field(default_factory=dict)
+    """Not stored for reasons that blame no row, and only found when asked for (`store_what_can_be`)."""
+
+    def add(self, other: "Outcome") -> "Outcome":
+        """Return this with what became of other events."""
+        return Outcome(self.new | other.new, self.refused | other.refused, self.stuck | other.stuck)
+
+
+class Committer:
+    """Stores groups. Only errors of SQLSTATE classes 22 and 23 blame a row.
+
+    Both methods raise DatabaseUnavailableError, and psycopg.Error for what else goes wrong in the database; events may
+    then be stored or not, and storing them again with the same ids is right.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def store(self, events: Sequence[Event], *, within_seconds: float) -> Outcome:
+        """Store new events, or fail within about that time.
+
+        A quick failure is tried once more on a fresh connection: a server that has been restarted has left the pool
+        full of dead ones. A commit whose answer was lost is then found by its ids, which count as duplicates.
+        """
+        deadline = time.monotonic() + within_seconds
+        ordered = _by_id(events)
+
+        def left() -> float:
+            return deadline - time.monotonic()
+
+        try:
+            return self._copy(ordered, left)
+        except psycopg.errors.UniqueViolation:
+            return self._insert_new(ordered, left)
+        except (psycopg.DataError, psycopg.IntegrityError):
+            return self._isolate(ordered, left)
+        except DatabaseUnavailableError:
+            if left() < within_seconds / 2:
+                raise
+            return self._isolate(ordered, left)
+
+    def store_what_can_be(self, events: Sequence[Event], *, statement_seconds: float) -> Outcome:
+        """Store events that may have been stored before, each for itself if need be, however long that takes."""
+        outcome = Outcome()
+        parts = [_by_id(events)]
+        failures = 0
+        while parts:
+            part = parts.pop()
+            try:
+                outcome = outcome.add(self._isolate(part, lambda: statement_seconds))
+                failures = 0
+            except psycopg.Error as error:
+                failures += 1
+                if failures > _MAX_FAILURES_IN_A_ROW:
+                    raise
+                if len(part) == 1:
+                    outcome.stuck[part[0].event_id] = first_line(error)
+                else:
+                    left, right = _halves(part)
+                    parts += [right, left]
+        return outcome
+
+    def _copy(self, events: Sequence[Event], left: Callable[[], float]) -> Outcome:
+        with self._connection(left) as conn:
+            store.copy_in(conn, events)
+            counters.count_events(conn, events)
+        return Outcome({event.event_id for event in events})
+
+    def _insert_new(self, events: Sequence[Event], left: Callable[[], float]) -> Outcome:
+        with self._connection(left) as conn:
+            new = store.insert_new(conn, events)
+            if new:
+                counters.count_events(conn, _first_of_each(events, set(new)), last_id=max(new.values()))
+        return Outcome(set(new))
+
+    def _isolate(self, events: list[Event], left: Callable[[], float]) -> Outcome:
+        """Halve a group until what is refused stands alone, and store the rest."""
+        try:
+            return self._insert_new(events, left)
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            if len(events) == 1:
+                return Outcome(refused={events[0].event_id: f"the database refuses it: {first_line(error)}"})
+            first, second = _halves(events)
+            return self._isolate(first, left).add(self._isolate(second, left))
+
+    def _connection(self, left: Callable[[], float]) -> AbstractContextManager[Connection]:
+        """Lend a connection for what is left of the time."""
+        seconds = left()
+        if seconds <= 0:
+            raise DatabaseUnavailableError("the database is too slow")
+        return self._db.connection(wait_seconds=min(seconds, _CONNECTION_SECONDS), answer_seconds=seconds)
+
+
+def _by_id(events: Sequence[Event]) -> list[Event]:
+    """Order events so that two appliances on one database that get the same ones cannot deadlock."""
+    return sorted(events, key=lambda event: event.event_id)
+
+
+def _halves(events: list[Event]) -> tuple[list[Event], list[Event]]:
+    middle = len(events) // 2
+    return events[:middle], events[middle:]
+
+
+def _first_of_each(events: Sequence[Event], wanted: set[UUID]) -> list[Event]:
+    """Return one event for each wanted id, the first of those that share it."""
+    first: dict[UUID, Event] = {}
+    for event in events:
+        if event.event_id in wanted:
+            first.setdefault(event.event_id, event)
+    return list(first.values())

@@ -1,0 +1,136 @@
+"""Brings what is in the spool into the database, and knows whether the database takes events at all."""
+
+import logging
+import threading
+
+import psycopg
+
+from appliance.collect.commit import Committer, Outcome
+from appliance.collect.spool import Segment, Spool, read
+from appliance.errors import ApplianceError, DatabaseUnavailableError
+from appliance.store import quarantine
+from appliance.store.database import Database, first_line
+from appliance.store.events import Event
+
+log = logging.getLogger(__name__)
+
+# A database that is back should have its events soon; one that is away should not be asked all the time.
+_RETRY_FROM_SECONDS = 0.25
+_RETRY_TO_SECONDS = 5.0
+# Nobody waits for these commits, but a frozen database must not stop the draining for good.
+_STATEMENT_SECONDS = 10.0
+_STOP_SECONDS = 2.0
+
+
+class Drain:
+    """A thread that drains the spool while there is something in it."""
+
+    def __init__(self, db: Database, committer: Committer, spool: Spool) -> None:
+        self._db = db
+        self._committer = committer
+        self._spool = spool
+        self._away = True
+        self._successes = 0
+        self._successes_before: int | None = None
+        self._stopped = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+
+    @property
+    def database_away(self) -> bool:
+        """Whether new events have to go to the spool."""
+        return self._away
+
+    def start(self) -> None:
+        """Begin to drain."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the group that is being stored; the rest stays in the spool."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_SECONDS)
+
+    def note_success(self) -> None:
+        """The database has just taken events beside those of the spool."""
+        self._successes += 1
+
+    def note_failure(self) -> None:
+        """The database has just gone away: ask it again before it gets new events."""
+        with self._changed:
+            self._away = True
+            self._changed.notify()
+
+    def note_backlog(self) -> None:
+        """There is something in the spool."""
+        with self._changed:
+            self._changed.notify()
+
+    def _run(self) -> None:
+        delay = _RETRY_FROM_SECONDS
+        while not self._stopped:
+            try:
+                self._advance()
+                delay = _RETRY_FROM_SECONDS
+            except (ApplianceError, psycopg.Error) as error:
+                self._away = self._away or isinstance(error, DatabaseUnavailableError)
+                log.info("waiting for the database to take what is in the spool: %s", first_line(error))
+                self._wait(delay)
+                delay = min(delay * 2, _RETRY_TO_SECONDS)
+            except Exception:
+                log.exception("draining the spool failed")
+                self._wait(_RETRY_TO_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        with self._changed:
+            if not self._stopped:
+                self._changed.wait(seconds)
+
+    def _advance(self) -> None:
+        """Drain one segment; without any, see whether the database is back, or wait for something to do."""
+        segment = self._spool.oldest()
+        if segment is not None:
+            self._drain(segment)
+        elif self._away:
+            self._db.ping()
+            self._database_is_back()
+        else:
+            with self._changed:
+                if self._spool.empty and not self._away and not self._stopped:
+                    self._changed.wait()
+
+    def _database_is_back(self) -> None:
+        if self._away:
+            self._away = False
+            log.info("the database takes events")
+
+    def _drain(self, segment: Segment) -> None:
+        number = 0
+        for group in read(segment):
+            if self._stopped:
+                return
+            self._store(group)
+            self._database_is_back()
+            number += len(group)
+        self._spool.remove(segment)
+        log.info("%d events of the spool are in the database", number)
+
+    def _store(self, group: list[Event]) -> None:
+        outcome = self._committer.store_what_can_be(group, statement_seconds=_STATEMENT_SECONDS)
+        self._blame_the_events(group, outcome)
+        aside = {**outcome.refused, **outcome.stuck}
+        if aside:
+            log.error("%d events of the spool cannot be stored: they are in the quarantine", len(aside))
+            with self._db.connection(answer_seconds=_STATEMENT_SECONDS) as conn:
+                quarantine.keep_acknowledged(conn, [(e, aside[e.event_id]) for e in group if e.event_id in aside])
+
+    def _blame_the_events(self, group: list[Event], outcome: Outcome) -> None:
+        """Raise unless other events could be stored where some could not: then it is the database that is to blame."""
+        failed = len(outcome.stuck)
+        if not failed or failed + len(outcome.refused) < len(group):
+            self._successes_before = None
+        elif self._successes_before is None or self._successes_before == self._successes:
+            self._successes_before = self._successes
+            raise DatabaseUnavailableError(next(iter(outcome.stuck.values())))

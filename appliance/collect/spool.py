@@ -1,0 +1,194 @@
+"""The disk journal for when the database is away: append-only files, synced before anything is answered.
+
+A record is one group of events: magic, length and CRC-32 of the text, then the text, a JSON array of rows. Files
+(segments) are read and deleted whole, oldest first, while new records go to a newer one. A record that a crash has cut
+off was never answered; its checksum shows it, and reading goes on with the next record that is whole.
+"""
+
+import json
+import logging
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from appliance.errors import ApplianceError, StartError
+from appliance.store.events import INSERTED_COLUMNS, Event
+
+log = logging.getLogger(__name__)
+
+# What is drained again after a crash, at most; the ids keep it from being stored twice.
+SEGMENT_BYTES = 16 * 1024 * 1024
+_HEADER = struct.Struct(">4sII")
+_MAGIC = b"APJ1"
+_SUFFIX = ".journal"
+
+
+class SpoolError(ApplianceError):
+    """The spool is full or cannot be written: nothing was kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One file of the journal."""
+
+    number: int
+    path: Path
+
+
+class Spool:
+    """The journal in a directory of its own. Many threads may use it; only one process does (the data's lock)."""
+
+    def __init__(self, directory: Path, *, max_bytes: int) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._sizes: dict[Segment, int] = {}
+        self._file: int | None = None
+        self._active: Segment | None = None
+
+    def open(self) -> None:
+        """Find what an earlier run has left. Raises StartError."""
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = sorted(path for path in self._directory.iterdir() if path.suffix == _SUFFIX)
+            self._sizes = {Segment(int(path.stem), path): path.stat().st_size for path in found}
+        except (OSError, ValueError) as error:
+            raise StartError(f"the spool {self._directory} cannot be used: {error}") from error
+
+    def close(self) -> None:
+        """Let go of the file that is written."""
+        with self._lock:
+            self._close_active()
+
+    @property
+    def used_bytes(self) -> int:
+        """How much the journal takes on disk."""
+        return sum(self._sizes.copy().values())
+
+    @property
+    def max_bytes(self) -> int:
+        """How much it may take."""
+        return self._max_bytes
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to drain."""
+        return not self._sizes
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Write the events and return when they are on disk. Raises SpoolError; then none of them is promised."""
+        record = _encode(events)
+        with self._lock:
+            if self.used_bytes + len(record) > self._max_bytes:
+                raise SpoolError("the spool is full")
+            try:
+                self._write(record)
+            except OSError as error:
+                # Nobody knows how much of it is on disk: this file gets no more records.
+                self._close_active()
+                raise SpoolError(f"the spool cannot be written: {error.strerror or error}") from error
+
+    def _write(self, record: bytes) -> None:
+        file, segment = self._writable()
+        rest = memoryview(record)
+        while rest:
+            written = os.write(file, rest)
+            self._sizes[segment] += written
+            rest = rest[written:]
+        os.fdatasync(file)
+
+    def _writable(self) -> tuple[int, Segment]:
+        if self._file is not None and self._active is not None and self._sizes[self._active] < SEGMENT_BYTES:
+            return self._file, self._active
+        self._close_active()
+        number = max((segment.number for segment in self._sizes), default=0) + 1
+        segment = Segment(number, self._directory / f"{number:012d}{_SUFFIX}")
+        file = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        self._file, self._active = file, segment
+        self._sizes[segment] = 0
+        _sync_directory(self._directory)
+        return file, segment
+
+    def _close_active(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                os.close(self._file)
+        self._file = self._active = None
+
+    def oldest(self) -> Segment | None:
+        """Return the segment to drain next; it gets no more records from now on."""
+        with self._lock:
+            segment = min(self._sizes, key=lambda one: one.number, default=None)
+            if segment is not None and segment == self._active:
+                self._close_active()
+            return segment
+
+    def remove(self, segment: Segment) -> None:
+        """Delete a segment, all of whose events are kept elsewhere now."""
+        with self._lock:
+            segment.path.unlink(missing_ok=True)
+            self._sizes.pop(segment, None)
+
+
+def read(segment: Segment) -> Iterator[list[Event]]:
+    """Yield the groups of a segment in the order in which they were written. What is damaged is passed over."""
+    content = segment.path.read_bytes()
+    position = 0
+    while position < len(content):
+        group, end = _decode(content, position)
+        if group is not None:
+            yield group
+            position = end
+            continue
+        following = content.find(_MAGIC, position + 1)
+        end = following if following >= 0 else len(content)
+        log.warning(
+            "%s: %d bytes at %d are no whole record; a crash in the middle of writing leaves such an end",
+            segment.path,
+            end - position,
+            position,
+        )
+        position = end
+
+
+def _decode(content: bytes, position: int) -> tuple[list[Event] | None, int]:
+    """Return the record at a position and where it ends; None where there is no whole one."""
+    if len(content) - position < _HEADER.size:
+        return None, position
+    magic, length, checksum = _HEADER.unpack_from(content, position)
+    start = position + _HEADER.size
+    text = content[start : start + length]
+    if magic != _MAGIC or len(text) < length or zlib.crc32(text) != checksum:
+        return None, position
+    return [_event(row) for row in json.loads(text)], start + length
+
+
+def _encode(events: Sequence[Event]) -> bytes:
+    rows = [[value.isoformat() if isinstance(value, datetime) else value for value in e.as_row()] for e in events]
+    text = json.dumps(rows, default=str, ensure_ascii=False, separators=(",", ":")).encode()
+    return _HEADER.pack(_MAGIC, len(text), zlib.crc32(text)) + text
+
+
+def _event(row: list[Any]) -> Event:
+    fields = dict(zip(INSERTED_COLUMNS, row, strict=True))
+    fields["event_id"] = UUID(fields["event_id"])
+    for moment in ("timestamp", "created_at"):
+        fields[moment] = datetime.fromisoformat(fields[moment])
+    return Event(**fields)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make sure that a new file is found again after a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
