@@ -2,10 +2,11 @@
 ## make exports    export now what make run has collected
 ## make status     show what came in and what was exported
 ## make test       set everything up and run all tests
+## make torture    kill and freeze everything for longer than the tests do (about 10 minutes)
 ## make lint       ruff, mypy, import-linter, deptry
 ## make image-test build the image and try it for real
 ## make lock       renew requirements.lock
-.PHONY: help run exports status install test lint format image-test lock chromium clean
+.PHONY: help run exports status install test torture lint format image-test lock chromium clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -55,6 +56,9 @@ install: $(VENV)/.installed-dev
 
 test: install chromium
 	$(BIN)/pytest $(ARGS)
+
+torture: install
+	TORTURE_ROUNDS=30 OUTAGE_SECONDS=60 $(BIN)/pytest -s tests/test_torture.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

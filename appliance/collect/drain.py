@@ -6,8 +6,9 @@ import threading
 import psycopg
 
 from appliance.collect.commit import Committer, Outcome
-from appliance.collect.spool import Segment, Spool, read
+from appliance.collect.spool import Segment, Spool
 from appliance.errors import ApplianceError, DatabaseUnavailableError
+from appliance.log import Seldom
 from appliance.store import quarantine
 from appliance.store.database import Database, first_line
 from appliance.store.events import Event
@@ -22,6 +23,10 @@ _STATEMENT_SECONDS = 10.0
 _STOP_SECONDS = 2.0
 
 
+class _StuckError(ApplianceError):
+    """Events cannot be stored, and nothing shows yet whether that is their fault or the database's."""
+
+
 class Drain:
     """A thread that drains the spool while there is something in it."""
 
@@ -32,7 +37,8 @@ class Drain:
         self._away = True
         self._successes = 0
         self._successes_before: int | None = None
-        self._stopped = False
+        self._stopping = threading.Event()
+        self._complaints = Seldom(seconds=30)
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
 
@@ -48,7 +54,7 @@ class Drain:
     def stop(self) -> None:
         """End after the group that is being stored; the rest stays in the spool."""
         with self._changed:
-            self._stopped = True
+            self._stopping.set()
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
@@ -70,23 +76,19 @@ class Drain:
 
     def _run(self) -> None:
         delay = _RETRY_FROM_SECONDS
-        while not self._stopped:
+        while not self._stopping.is_set():
             try:
                 self._advance()
                 delay = _RETRY_FROM_SECONDS
             except (ApplianceError, psycopg.Error) as error:
                 self._away = self._away or isinstance(error, DatabaseUnavailableError)
-                log.info("waiting for the database to take what is in the spool: %s", first_line(error))
-                self._wait(delay)
+                if self._complaints.due():
+                    log.warning("waiting for the database to take what is in the spool: %s", first_line(error))
+                self._stopping.wait(delay)
                 delay = min(delay * 2, _RETRY_TO_SECONDS)
             except Exception:
                 log.exception("draining the spool failed")
-                self._wait(_RETRY_TO_SECONDS)
-
-    def _wait(self, seconds: float) -> None:
-        with self._changed:
-            if not self._stopped:
-                self._changed.wait(seconds)
+                self._stopping.wait(_RETRY_TO_SECONDS)
 
     def _advance(self) -> None:
         """Drain one segment; without any, see whether the database is back, or wait for something to do."""
@@ -98,7 +100,7 @@ class Drain:
             self._database_is_back()
         else:
             with self._changed:
-                if self._spool.empty and not self._away and not self._stopped:
+                if self._spool.empty and not self._away and not self._stopping.is_set():
                     self._changed.wait()
 
     def _database_is_back(self) -> None:
@@ -108,8 +110,8 @@ class Drain:
 
     def _drain(self, segment: Segment) -> None:
         number = 0
-        for group in read(segment):
-            if self._stopped:
+        for group in self._spool.read(segment):
+            if self._stopping.is_set():
                 return
             self._store(group)
             self._database_is_back()
@@ -133,4 +135,6 @@ class Drain:
             self._successes_before = None
         elif self._successes_before is None or self._successes_before == self._successes:
             self._successes_before = self._successes
-            raise DatabaseUnavailableError(next(iter(outcome.stuck.values())))
+            # It answers, and may take other events: those are not kept from it.
+            self._database_is_back()
+            raise _StuckError(next(iter(outcome.stuck.values())))

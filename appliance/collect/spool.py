@@ -29,6 +29,7 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 _HEADER = struct.Struct(">4sII")
 _MAGIC = b"APJ1"
 _SUFFIX = ".journal"
+_DAMAGED_SUFFIX = ".damaged"
 
 
 class SpoolError(ApplianceError):
@@ -51,15 +52,20 @@ class Spool:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._sizes: dict[Segment, int] = {}
+        self._last_number = 0
         self._file: int | None = None
         self._active: Segment | None = None
+        self._damaged: set[Segment] = set()
 
     def open(self) -> None:
         """Find what an earlier run has left. Raises StartError."""
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = sorted(path for path in self._directory.iterdir() if path.suffix == _SUFFIX)
-            self._sizes = {Segment(int(path.stem), path): path.stat().st_size for path in found}
+            found = sorted(path for path in self._directory.iterdir() if path.suffix in (_SUFFIX, _DAMAGED_SUFFIX))
+            self._last_number = max((int(path.stem) for path in found), default=0)
+            self._sizes = {
+                Segment(int(path.stem), path): path.stat().st_size for path in found if path.suffix == _SUFFIX
+            }
         except (OSError, ValueError) as error:
             raise StartError(f"the spool {self._directory} cannot be used: {error}") from error
 
@@ -109,8 +115,8 @@ class Spool:
         if self._file is not None and self._active is not None and self._sizes[self._active] < SEGMENT_BYTES:
             return self._file, self._active
         self._close_active()
-        number = max((segment.number for segment in self._sizes), default=0) + 1
-        segment = Segment(number, self._directory / f"{number:012d}{_SUFFIX}")
+        self._last_number += 1
+        segment = Segment(self._last_number, self._directory / f"{self._last_number:012d}{_SUFFIX}")
         file = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._file, self._active = file, segment
         self._sizes[segment] = 0
@@ -131,32 +137,41 @@ class Spool:
                 self._close_active()
             return segment
 
+    def read(self, segment: Segment) -> Iterator[list[Event]]:
+        """Yield the groups of a segment in the order in which they were written; what is damaged is passed over."""
+        content = segment.path.read_bytes()
+        position = 0
+        while position < len(content):
+            group, end = _decode(content, position)
+            if group is not None:
+                yield group
+            else:
+                following = content.find(_MAGIC, position + 1)
+                if following >= 0 or not _is_cut_off(content, position):
+                    self._damaged.add(segment)
+                end = following if following >= 0 else len(content)
+                log.warning("%s: %d bytes at %d are no whole record", segment.path, end - position, position)
+            position = end
+
     def remove(self, segment: Segment) -> None:
-        """Delete a segment, all of whose events are kept elsewhere now."""
+        """Forget a segment whose events are kept elsewhere now: delete it, or put it aside if some were unreadable."""
         with self._lock:
-            segment.path.unlink(missing_ok=True)
+            if segment in self._damaged:
+                aside = segment.path.with_suffix(_DAMAGED_SUFFIX)
+                segment.path.replace(aside)
+                log.error("%s holds events that cannot be read; everything else in it is kept", aside)
+            else:
+                segment.path.unlink(missing_ok=True)
             self._sizes.pop(segment, None)
 
 
-def read(segment: Segment) -> Iterator[list[Event]]:
-    """Yield the groups of a segment in the order in which they were written. What is damaged is passed over."""
-    content = segment.path.read_bytes()
-    position = 0
-    while position < len(content):
-        group, end = _decode(content, position)
-        if group is not None:
-            yield group
-            position = end
-            continue
-        following = content.find(_MAGIC, position + 1)
-        end = following if following >= 0 else len(content)
-        log.warning(
-            "%s: %d bytes at %d are no whole record; a crash in the middle of writing leaves such an end",
-            segment.path,
-            end - position,
-            position,
-        )
-        position = end
+def _is_cut_off(content: bytes, position: int) -> bool:
+    """Return whether this is the beginning of a record: a crash in the middle of writing leaves one, never answered."""
+    header = content[position : position + _HEADER.size]
+    if len(header) < _HEADER.size:
+        return _MAGIC.startswith(header[: len(_MAGIC)])
+    magic, length, _ = _HEADER.unpack(header)
+    return bool(magic == _MAGIC and len(content) < position + _HEADER.size + length)
 
 
 def _decode(content: bytes, position: int) -> tuple[list[Event] | None, int]:

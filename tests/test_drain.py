@@ -1,0 +1,175 @@
+"""What the spool holds reaches the table, in whatever state the database is and whatever it thinks of single events."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import make_event, make_inbox, start_inbox, wait_for
+
+from appliance.collect.inbox import Inbox, InboxFullError
+from appliance.collect.spool import Spool
+from appliance.store.database import Database
+from appliance.store.embedded import EmbeddedPostgres
+
+Conn = psycopg.Connection[Any]
+
+
+def number_stored(conn: Conn) -> int:
+    row = conn.execute("SELECT count(*) FROM events_log").fetchone()
+    return int(row[0]) if row else 0
+
+
+def quarantined(conn: Conn) -> list[tuple[Any, ...]]:
+    return conn.execute("SELECT kind, site_id, acknowledged, event_id, reason FROM quarantine ORDER BY id").fetchall()
+
+
+@pytest.fixture
+def refuse(conn: Conn) -> Callable[[str], None]:
+    """Make the database fail for some events, in a way that blames no row."""
+
+    def install(condition: str) -> None:
+        conn.execute(
+            f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} THEN"
+            " RAISE EXCEPTION 'no such events'; END IF; RETURN NEW; END $$;"
+            " CREATE TRIGGER refuse BEFORE INSERT ON events_log FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+
+    return install
+
+
+def test_events_that_came_before_the_database_are_stored_in_their_order(
+    db: Database, conn: Conn, tmp_path: Path
+) -> None:
+    inbox = make_inbox(db, tmp_path)
+    inbox.start()
+    events = [make_event(path=f"/{number}") for number in range(30)]
+    assert all(inbox.store([event]).spooled for event in events)
+    assert number_stored(conn) == 0
+    inbox.use_database()
+    wait_for(lambda: number_stored(conn) == 30, "the spool to be drained")
+    assert [row[0] for row in conn.execute("SELECT path FROM events_log ORDER BY id")] == [e.path for e in events]
+    wait_for(lambda: not inbox.store([make_event()]).spooled, "events to go to the table")
+    inbox.close()
+
+
+def test_arrival_times_and_ids_are_those_of_the_arrival(db: Database, conn: Conn, tmp_path: Path) -> None:
+    inbox = make_inbox(db, tmp_path)
+    inbox.start()
+    event = make_event()
+    inbox.store([event])
+    time.sleep(0.2)
+    inbox.use_database()
+    wait_for(lambda: number_stored(conn) == 1, "the spool to be drained")
+    row = conn.execute("SELECT event_id, created_at, timestamp FROM events_log").fetchone()
+    assert row == (event.event_id, event.created_at, event.timestamp)
+    inbox.close()
+
+
+def test_an_event_that_was_stored_before_it_was_spooled_again_is_there_once(
+    db: Database, conn: Conn, tmp_path: Path
+) -> None:
+    first = start_inbox(make_inbox(db, tmp_path))
+    events = [make_event() for _ in range(3)]
+    first.store(events)
+    first.close()
+    second = make_inbox(db, tmp_path)
+    second.start()
+    second.store([*events, make_event()])
+    second.use_database()
+    wait_for(lambda: number_stored(conn) == 4, "the spool to be drained")
+    second.close()
+
+
+def test_rows_that_the_table_refuses_go_to_the_quarantine_and_their_neighbours_to_the_table(
+    db: Database, conn: Conn, tmp_path: Path
+) -> None:
+    inbox = make_inbox(db, tmp_path)
+    inbox.start()
+    bad = make_event(ip_address="nowhere", raw_event_data='{"n": 1}')
+    assert inbox.store([make_event(), bad, make_event()]).spooled
+    inbox.use_database()
+    wait_for(lambda: number_stored(conn) == 2, "the spool to be drained")
+    ((kind, site, acknowledged, event_id, reason),) = wait_for(lambda: quarantined(conn), "the quarantine")
+    assert (kind, site, acknowledged, event_id) == ("database", "shop", True, bad.event_id)
+    assert "inet" in reason
+    inbox.close()
+
+
+def test_an_event_that_fails_among_others_that_do_not_is_put_aside(
+    inbox: Inbox, conn: Conn, refuse: Callable[[str], None]
+) -> None:
+    refuse("NEW.event_type = 'poison'")
+    poison = make_event(event_type="poison")
+    assert inbox.store([make_event(), poison, make_event()]).spooled
+    wait_for(lambda: number_stored(conn) == 2, "the spool to be drained")
+    assert [row[3] for row in wait_for(lambda: quarantined(conn), "the quarantine")] == [poison.event_id]
+
+
+def test_an_event_that_fails_alone_is_put_aside_once_others_have_come_through(
+    inbox: Inbox, conn: Conn, refuse: Callable[[str], None]
+) -> None:
+    refuse("NEW.event_type = 'poison'")
+    poison = make_event(event_type="poison")
+    assert inbox.store([poison]).spooled
+    time.sleep(1)
+    assert quarantined(conn) == []
+    wait_for(lambda: not inbox.store([make_event()]).spooled, "other events to be stored")
+    assert [row[3] for row in wait_for(lambda: quarantined(conn), "the quarantine")] == [poison.event_id]
+
+
+def test_while_every_event_fails_all_of_them_are_kept_in_the_spool(
+    inbox: Inbox, conn: Conn, refuse: Callable[[str], None]
+) -> None:
+    refuse("true")
+    assert all(inbox.store([make_event() for _ in range(5)]).spooled for _ in range(10))
+    time.sleep(1)
+    assert (number_stored(conn), quarantined(conn)) == (0, [])
+    conn.execute("DROP FUNCTION refuse CASCADE")
+    wait_for(lambda: number_stored(conn) == 50, "the spool to be drained")
+    assert quarantined(conn) == []
+
+
+def test_a_full_spool_refuses_events_and_takes_them_again_when_there_is_room(
+    db: Database, conn: Conn, tmp_path: Path
+) -> None:
+    inbox = Inbox(db, Spool(tmp_path / "spool", max_bytes=20_000))
+    inbox.start()
+    taken = 0
+    with pytest.raises(InboxFullError, match="full"):  # noqa: PT012 - how many fit is what is asked
+        while taken < 1000:
+            inbox.store([make_event()])
+            taken += 1
+    assert taken > 10
+    inbox.use_database()
+    wait_for(lambda: number_stored(conn) == taken, "the spool to be drained")
+    assert inbox.store([make_event()]).new == frozenset({0})
+    inbox.close()
+
+
+def test_a_lock_that_somebody_holds_on_the_table_sends_events_to_the_spool(
+    inbox: Inbox, conn: Conn, conninfo: str
+) -> None:
+    with psycopg.connect(conninfo) as other:
+        other.execute("LOCK TABLE events_log IN ACCESS EXCLUSIVE MODE")
+        started = time.monotonic()
+        assert inbox.store([make_event()]).spooled
+        # Two seconds are given to the database; after that nobody waits for it.
+        assert 1.5 < time.monotonic() - started < 8
+        started = time.monotonic()
+        assert all(inbox.store([make_event()]).spooled for _ in range(20))
+        assert time.monotonic() - started < 2
+    wait_for(lambda: number_stored(conn) == 21, "the spool to be drained")
+
+
+def test_a_database_that_is_gone_for_good_keeps_nobody_waiting(tmp_path: Path, postgres: EmbeddedPostgres) -> None:
+    with Database(psycopg.conninfo.make_conninfo(postgres.conninfo, dbname="there_is_none")) as db:
+        inbox = make_inbox(db, tmp_path)
+        inbox.start()
+        inbox.use_database()
+        assert all(inbox.store([make_event()]).spooled for _ in range(5))
+        started = time.monotonic()
+        inbox.close()
+        assert time.monotonic() - started < 8
