@@ -132,8 +132,17 @@ class _Supervisor:
         """Start it as soon as this process may: a command that is under way may own it for now, and serves us too."""
         if not self._owns_postgres:
             self._owns_postgres = postgres.acquire()
-        if self._owns_postgres and self._database.due():
+        if not self._owns_postgres or not self._database.due():
+            return
+        try:
             pid = postgres.start()
+        except (StartError, OSError) as error:
+            # At the first start a person is looking and must hear of it. Later, events go to the spool meanwhile.
+            if not self._database.started_at:
+                raise
+            log.error("PostgreSQL cannot be started: %s", error)  # noqa: TRY400 - the message says it all
+            self._database.ended()
+        else:
             self._database.started(pid, adopted=postgres.adopted)
 
     def _fork_gunicorn(self) -> int:
