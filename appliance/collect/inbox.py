@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psycopg
 
@@ -49,14 +49,31 @@ class Stored:
     """They are on disk, and in the table only when the database is back: duplicates count as new."""
 
 
-@dataclass(slots=True, eq=False)
 class _Submission:
     """The rows of one request, and where its thread waits for them."""
 
-    events: Sequence[Event]
-    done: threading.Event = field(default_factory=threading.Event)
-    result: Stored | None = None
-    error: ApplianceError | None = None
+    __slots__ = ("_answered", "_outcome", "events")
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
+        self._outcome: Stored | ApplianceError | None = None
+        # A bare lock: an Event is a lock within a condition, and this is made and used for every request.
+        self._answered = threading.Lock()
+        self._answered.acquire()
+
+    def answer(self, outcome: Stored | ApplianceError) -> None:
+        """Release the thread that waits; what is answered once stays."""
+        if self._outcome is None:
+            self._outcome = outcome
+            self._answered.release()
+
+    def wait(self) -> Stored:
+        """Return what became of the rows, or raise why nothing did."""
+        self._answered.acquire()
+        assert self._outcome is not None  # noqa: S101 - the lock says so
+        if isinstance(self._outcome, ApplianceError):
+            raise self._outcome
+        return self._outcome
 
 
 class Inbox:
@@ -119,12 +136,7 @@ class Inbox:
             self._waiting.append(submission)
             self._waiting_events += len(events)
             self._changed.notify()
-        submission.done.wait()
-        if submission.error is not None:
-            raise submission.error
-        if submission.result is None:
-            raise ApplianceError("the inbox gave no result")
-        return submission.result
+        return submission.wait()
 
     # -- the writer's thread ------------------------------------------------------------------------------------------
 
@@ -171,15 +183,12 @@ class Inbox:
         self._spool.append(events)
         self._drain.note_backlog()
         for submission in group:
-            submission.result = Stored(frozenset(range(len(submission.events))), {}, spooled=True)
-            submission.done.set()
+            submission.answer(Stored(frozenset(range(len(submission.events))), {}, spooled=True))
 
 
 def _refuse(group: Sequence[_Submission], error: Exception) -> None:
     for submission in group:
-        if not submission.done.is_set():
-            submission.error = InboxFullError(f"the events could not be stored: {error}")
-            submission.done.set()
+        submission.answer(InboxFullError(f"the events could not be stored: {error}"))
 
 
 def _share_out(group: Sequence[_Submission], outcome: Outcome) -> None:
@@ -194,5 +203,4 @@ def _share_out(group: Sequence[_Submission], outcome: Outcome) -> None:
             elif event.event_id in unclaimed:
                 unclaimed.remove(event.event_id)
                 new.add(position)
-        submission.result = Stored(frozenset(new), refused)
-        submission.done.set()
+        submission.answer(Stored(frozenset(new), refused))

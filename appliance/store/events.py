@@ -84,11 +84,7 @@ def insert_new(conn: Connection, events: Sequence[Event]) -> dict[UUID, int]:
 
 
 def _copy(conn: Connection, table: str, events: Sequence[Event]) -> None:
-    query = psycopg.sql.SQL("COPY {} ({}) FROM STDIN").format(
-        psycopg.sql.Identifier(table),
-        psycopg.sql.SQL(_INSERTED),
-    )
-    with conn.cursor().copy(query) as copy:
+    with conn.cursor().copy(f"COPY {table} ({_INSERTED}) FROM STDIN") as copy:
         for event in events:
             copy.write_row(event.as_row())
 
