@@ -14,6 +14,7 @@ from conftest import Answer, Appliance, Collector, http, make_event, running, wa
 from playwright.sync_api import Browser
 
 from appliance.admin.auth import session_key
+from appliance.admin.guesses import ALL_GUESSES, CLIENT_GUESSES, WINDOW_SECONDS, Guesses, guesser
 from appliance.store import events
 from appliance.store.embedded import EmbeddedPostgres
 
@@ -37,9 +38,13 @@ def database_of(box: Appliance) -> str:
     return str(box.config["database"]["url"])
 
 
-def log_in(box: Appliance, password: str = PASSWORD) -> Answer:
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    return http(box, "POST", "/admin/login", urlencode({"password": password}).encode(), form)
+def log_in(box: Appliance, password: str = PASSWORD, *, by_proxy_for: str | None = None) -> Answer:
+    """Send the login form; the proxy of these tests speaks from 127.0.0.2."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    if by_proxy_for:
+        headers["X-Forwarded-For"] = by_proxy_for
+    source = "127.0.0.2" if by_proxy_for else "127.0.0.1"
+    return http(box, "POST", "/admin/login", urlencode({"password": password}).encode(), headers, source=source)
 
 
 def cookie_of(answer: Answer) -> str:
@@ -162,6 +167,54 @@ def test_too_many_wrong_passwords_lock_the_form_for_right_ones_too(
     assert PASSWORD not in box.log
     assert "guess" not in box.log
     assert TOKEN not in box.log
+
+
+def test_a_stranger_who_guesses_locks_out_no_one_else(appliance: Callable[..., Appliance], conninfo: str) -> None:
+    server = {"trusted_proxies": ["127.0.0.2/32"]}
+    box = appliance(server=server, database={"url": conninfo}, admin={"password": PASSWORD}).start()
+    addresses = [f"2001:db8::{number}" for number in range(12)]
+    assert [log_in(box, "guess", by_proxy_for=one).status for one in addresses] == [401] * 10 + [429] * 2
+    assert log_in(box, by_proxy_for="2001:db8::ffff").status == 429
+    assert log_in(box, by_proxy_for="2001:db8:0:1::1").status == 302
+    assert log_in(box, by_proxy_for="192.0.2.1").status == 302
+    assert log_in(box).status == 302
+
+
+def test_an_address_that_a_stranger_makes_up_gives_no_more_guesses(
+    appliance: Callable[..., Appliance], conninfo: str
+) -> None:
+    box = appliance(database={"url": conninfo}, admin={"password": PASSWORD}).start()
+    made_up = [f"192.0.2.{number}" for number in range(12)]
+    assert [log_in(box, "guess", by_proxy_for=one).status for one in made_up] == [401] * 10 + [429] * 2
+
+
+def test_many_addresses_together_cannot_guess_without_end() -> None:
+    now = 0.0
+    guesses = Guesses(lambda: now)
+    assert sum(guesses.allow(f"192.0.2.{number}") for number in range(10 * ALL_GUESSES)) == ALL_GUESSES
+    assert not guesses.allow("198.51.100.1")
+    now += WINDOW_SECONDS
+    assert guesses.allow("198.51.100.1")
+
+
+def test_guesses_are_forgotten_after_a_minute_or_with_the_right_password() -> None:
+    now = 0.0
+    guesses = Guesses(lambda: now)
+    assert [guesses.allow("a") for _ in range(CLIENT_GUESSES + 1)] == [True] * CLIENT_GUESSES + [False]
+    now += WINDOW_SECONDS - 1
+    assert not guesses.allow("a")
+    now += 1
+    assert [guesses.allow(who) for who in "a" * CLIENT_GUESSES + "b"] == [True] * (CLIENT_GUESSES + 1)
+    guesses.forgive("b")
+    assert not guesses.allow("a")
+    guesses.forgive("a")
+    assert guesses.allow("a")
+
+
+def test_a_guess_is_counted_for_an_address_or_for_a_network_of_ipv6() -> None:
+    assert guesser("192.0.2.1") != guesser("192.0.2.2")
+    assert guesser("2001:db8::1") == guesser("2001:db8::ffff:1") != guesser("2001:db8:0:1::1")
+    assert guesser(None) == guesser(None)
 
 
 def test_a_session_ends_with_its_password_and_outlives_a_restart(

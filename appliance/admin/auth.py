@@ -2,20 +2,15 @@
 
 import hmac
 import secrets
-import threading
-import time
-from collections import deque
 from pathlib import Path
 from typing import cast
 
 from flask import current_app, request, session
 
+from appliance.admin.guesses import Guesses
 from appliance.config import Admin
 from appliance.errors import StartError
 
-# Guesses are counted for everybody together: an attacker has many addresses, an admin few wrong tries.
-_GUESSES = 10
-_GUESS_WINDOW_SECONDS = 60.0
 _KEY_BYTES = 32
 
 
@@ -25,8 +20,7 @@ class Auth:
     def __init__(self, admin: Admin) -> None:
         self._password = admin.password.get_secret_value()
         self._token = admin.token.get_secret_value()
-        self._failures: deque[float] = deque()
-        self._lock = threading.Lock()
+        self._guesses = Guesses()
 
     @property
     def has_password(self) -> bool:
@@ -37,23 +31,19 @@ class Auth:
         """Return whether this request may see data."""
         return self._has_session() or self._has_token()
 
-    def log_in(self, password: str) -> bool:
-        """Open a session if the password is right. Ask `locked` first."""
+    def may_guess(self, client: str) -> bool:
+        """Count a guess of this client; False when there were too many in the last minute."""
+        return self._guesses.allow(client)
+
+    def log_in(self, password: str, client: str) -> bool:
+        """Open a session if the password is right. Ask `may_guess` first."""
         if not self._password or not _same(password, self._password):
-            with self._lock:
-                self._failures.append(time.monotonic())
             return False
+        self._guesses.forgive(client)
         session.clear()
         session.permanent = True
         session["admin"] = self._fingerprint()
         return True
-
-    def locked(self) -> bool:
-        """Return whether there were too many wrong guesses in the last minute."""
-        with self._lock:
-            while self._failures and self._failures[0] < time.monotonic() - _GUESS_WINDOW_SECONDS:
-                self._failures.popleft()
-            return len(self._failures) >= _GUESSES
 
     def _has_session(self) -> bool:
         return bool(self._password) and _same(str(session.get("admin", "")), self._fingerprint())

@@ -6,6 +6,8 @@ from flask import Blueprint, Response, redirect, render_template, request, sessi
 from werkzeug.wrappers import Response as BaseResponse
 
 from appliance.admin.auth import Auth
+from appliance.admin.guesses import guesser
+from appliance.collect.client import client_address
 from appliance.config import Settings
 from appliance.errors import DatabaseUnavailableError
 from appliance.store import events, overview
@@ -65,16 +67,21 @@ class _Pages:
         return render_template("login.html", problem=None), 200
 
     def log_in(self) -> BaseResponse | tuple[str, int]:
-        if self._auth.locked():
+        client = self._client()
+        if not self._auth.may_guess(client):
             page = render_template("login.html", problem="Too many wrong passwords. Wait a minute.")
             return Response(page, status=429, headers={"Retry-After": "60"})
-        if not self._auth.log_in(request.form.get("password", "")):
+        if not self._auth.log_in(request.form.get("password", ""), client):
             return render_template("login.html", problem="That is not the password."), 401
         return redirect(url_for("admin.status"))
 
     def log_out(self) -> BaseResponse:
         session.clear()
         return redirect(url_for("admin.login"))
+
+    def _client(self) -> str:
+        trusted = self._settings.server.trusted_proxies
+        return guesser(client_address(request.remote_addr, request.headers.get("X-Forwarded-For"), trusted))
 
 
 def _with_security_headers(answer: Response) -> Response:
