@@ -47,6 +47,10 @@ def log_in(box: Appliance, password: str = PASSWORD, *, by_proxy_for: str | None
     return http(box, "POST", "/admin/login", urlencode({"password": password}).encode(), headers, source=source)
 
 
+def log_out(box: Appliance, session: str = "") -> Answer:
+    return http(box, "POST", "/admin/logout", headers={"Cookie": session})
+
+
 def cookie_of(answer: Answer) -> str:
     return str(answer.headers["Set-Cookie"]).partition(";")[0]
 
@@ -91,9 +95,38 @@ def test_the_password_opens_the_page_until_logging_out(box: Appliance) -> None:
     page = status_page(box, Cookie=cookie_of(opened))
     assert page.status == 200
     assert b"Newest events" in page.body
-    closed = http(box, "POST", "/admin/logout", headers={"Cookie": cookie_of(opened)})
+    closed = log_out(box, cookie_of(opened))
     assert closed.headers["Location"] == "/admin/login"
     assert status_page(box, Cookie=cookie_of(closed)).status == 302
+
+
+def test_logging_out_ends_copies_of_the_cookie_for_good(appliance: Callable[..., Appliance], conninfo: str) -> None:
+    box = appliance(database={"url": conninfo}, admin={"password": PASSWORD}).start()
+    first, second = cookie_of(log_in(box)), cookie_of(log_in(box))
+    log_out(box, first)
+    assert [status_page(box, Cookie=copy).status for copy in (first, second)] == [302, 302]
+    third = cookie_of(log_in(box))
+    box.stop()
+    box.start()
+    assert [status_page(box, Cookie=one).status for one in (first, second, third)] == [302, 302, 200]
+
+
+def test_only_who_is_logged_in_can_log_out(box: Appliance) -> None:
+    session = cookie_of(log_in(box))
+    for stranger in ("", "appliance=x", session[:-1]):
+        assert log_out(box, stranger).headers["Location"] == "/admin/login"
+    assert status_page(box, Cookie=session).status == 200
+
+
+def test_logging_out_holds_where_the_key_cannot_be_kept(appliance: Callable[..., Appliance], conninfo: str) -> None:
+    box = appliance(database={"url": conninfo}, admin={"password": PASSWORD}).start()
+    session = cookie_of(log_in(box))
+    key = box.data_dir / "session.key"
+    key.unlink()
+    key.mkdir()
+    assert log_out(box, session).status == 302
+    assert status_page(box, Cookie=session).status == 302
+    assert "session.key cannot be written" in box.log
 
 
 def test_the_session_is_out_of_reach_of_scripts_and_other_sites(box: Appliance) -> None:
@@ -315,7 +348,7 @@ def test_a_hostile_host_header_cannot_write_into_the_page(box: Appliance, host: 
 
 def test_every_page_comes_with_the_headers_that_keep_it_harmless(box: Appliance, collector: Collector) -> None:
     pages = [status_page(box), http(box, "GET", "/admin/login"), log_in(box), status_page(collector.box)]
-    for answer in [*pages, log_in(box, "wrong"), http(box, "POST", "/admin/logout")]:
+    for answer in [*pages, log_in(box, "wrong"), log_out(box)]:
         assert_harmless(answer)
 
 

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from flask import Blueprint, Response, redirect, render_template, request, session, url_for
+from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
 from appliance.admin.auth import Auth
@@ -41,7 +41,7 @@ class _Pages:
     def __init__(self, settings: Settings, db: Database) -> None:
         self._settings = settings
         self._db = db
-        self._auth = Auth(settings.admin)
+        self._auth = Auth(settings.admin, settings.server.data_dir)
 
     def status(self) -> BaseResponse | tuple[str, int]:
         if not self._settings.admin.enabled:
@@ -76,7 +76,7 @@ class _Pages:
         return redirect(url_for("admin.status"))
 
     def log_out(self) -> BaseResponse:
-        session.clear()
+        self._auth.log_out()
         return redirect(url_for("admin.login"))
 
     def _client(self) -> str:
