@@ -156,6 +156,15 @@ def test_a_wrong_password_opens_nothing(box: Appliance) -> None:
     assert http(box, "POST", "/admin/login", b"x" * 10_000, {"Content-Type": "text/plain"}).status == 401
 
 
+@pytest.mark.parametrize("typed", [b"p\xe4ssword", b"p%E4ssword", b"\xff\xfe", b"%ED%A0%80", b"\xed\xa0\x80"])
+@pytest.mark.parametrize("form", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_a_password_that_is_no_utf_8_is_a_wrong_password(box: Appliance, form: str, typed: bytes) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="password"\r\n\r\n' + typed + b"\r\n--x--\r\n"
+    body = part if form.startswith("multipart") else b"password=" + typed
+    assert http(box, "POST", "/admin/login", body, {"Content-Type": form}).status == 401
+    assert log_in(box).status == 302
+
+
 def test_a_form_that_is_too_large_is_refused(box: Appliance) -> None:
     assert log_in(box, "x" * 100_000).status == 413
 

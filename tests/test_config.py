@@ -1,6 +1,7 @@
 """The configuration: what it means, and every mistake in it at once, in the user's own words."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from ipaddress import ip_network
@@ -115,6 +116,15 @@ def test_a_secret_from_the_environment_is_taken_letter_by_letter(
     bucket = settings.buckets["acme"]
     assert isinstance(bucket, S3Bucket)
     assert settings.admin.password.get_secret_value() == bucket.secret_access_key.get_secret_value() == key
+
+
+@pytest.mark.parametrize("name", ["APPLIANCE_ADMIN__PASSWORD", "OTHER"])
+def test_a_secret_from_the_environment_that_is_no_utf_8_is_refused(
+    read: Load, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, os.fsdecode(b"p\xe4ssword"))
+    (problem,) = problems(read, '[admin]\npassword = { env = "OTHER" }' if name == "OTHER" else "")
+    assert problem.lower().endswith("password: it is not written in utf-8")
 
 
 @pytest.mark.parametrize("number", ["2024", "1e5"])

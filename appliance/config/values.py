@@ -16,8 +16,21 @@ SITE_ID_PATTERN = r"[A-Za-z0-9._-]{1,100}"
 _NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 
-def _resolve_secret(value: object) -> object:
-    """Read a secret written as `{ file = "..." }` or `{ env = "NAME" }`."""
+def _check_secret(value: object) -> object:
+    """Accept a secret, or read one written as `{ file = "..." }` or `{ env = "NAME" }`."""
+    secret = resolve_secret(value)
+    if isinstance(secret, str) and not _is_unicode(secret):
+        # From the environment. A form or a request could never bring the same bytes.
+        raise ValueError("it is not written in UTF-8")
+    return secret
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def resolve_secret(value: object) -> object:
+    """Return what `{ file = "..." }` or `{ env = "NAME" }` stands for, and anything else as it is."""
     if not isinstance(value, Mapping):
         return value
     if set(value) == {"file"}:
@@ -101,7 +114,7 @@ def _check_path(value: Path) -> Path:
 
 Network: TypeAlias = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 FilePath: TypeAlias = Annotated[Path, AfterValidator(_check_path)]
-Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
+Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_check_secret)]
 SiteId: TypeAlias = Annotated[str, matching(SITE_ID_PATTERN, "a site id has 1 to 100 letters, digits and . _ -")]
 SiteOrAll: TypeAlias = Annotated[str, matching(rf"\*|{SITE_ID_PATTERN}", 'write site ids, or "*" for every site')]
 Name: TypeAlias = Annotated[str, matching(_NAME_PATTERN, "a name has up to 63 small letters, digits and _ -")]
