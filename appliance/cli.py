@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from appliance import config, log
-from appliance.config import Settings
+from appliance.config import ALL_SITES, Settings
 from appliance.errors import ApplianceError, ConfigError
 
 _config_option = click.option(
@@ -58,7 +58,13 @@ def serve(file: Path | None) -> None:
 @_json_option
 def check(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
     """Read the configuration and say what it means; every error at once, exit code 2."""
-    settings = _load(file)
+    try:
+        settings = _load(file)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        _print_json({"ok": False, "problems": error.problems})
+        sys.exit(error.exit_code)
     warnings = _warnings(settings)
     if as_json:
         _print_json({"ok": True, "warnings": warnings, "exports": sorted(settings.exports)})
@@ -137,13 +143,22 @@ def _warnings(settings: Settings) -> list[str]:
         warnings.append("no [[sites]] are configured: anybody can send events for any site id")
     if not settings.admin.enabled:
         warnings.append("the admin page is off until admin.password or admin.token is set")
-    data_dir = settings.server.data_dir
-    existing = next(path for path in (data_dir, *data_dir.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        warnings.append(f"the data directory {data_dir} cannot be written by this user")
+    warnings += _data_dir_warnings(settings.server.data_dir)
     used = {name for export in settings.exports.values() for name in export.bucket_names}
     warnings += [f"no export uses [buckets.{name}]" for name in settings.buckets if name not in used]
+    exported = {site for export in settings.exports.values() for site in export.sites}
+    for site in settings.sites:
+        if not exported & {site.id, ALL_SITES}:
+            warnings.append(f'no export has the site "{site.id}": its events are kept here and go to no bucket')
     return warnings
+
+
+def _data_dir_warnings(data_dir: Path) -> list[str]:
+    # Not Path.exists: below a directory that this user may not enter it raises.
+    existing = next(path for path in (data_dir, *data_dir.parents) if os.access(path, os.F_OK))
+    if os.access(existing, os.W_OK | os.X_OK):
+        return []
+    return [f"the data directory {data_dir} cannot be written by this user"]
 
 
 def _print_status(state: Any) -> None:

@@ -44,6 +44,44 @@ def test_check_warns_of_what_is_allowed_and_unwise(tmp_path: Path) -> None:
     assert "no export uses [buckets.spare]" in warnings
 
 
+@pytest.mark.parametrize(
+    ("job", "alone"), [('["shop"]', {"blog", "faq"}), ('["shop", "faq"]', {"blog"}), ('["*"]', set())]
+)
+def test_check_warns_of_a_site_that_is_never_exported(tmp_path: Path, job: str, alone: set[str]) -> None:
+    sites = "".join(f'[[sites]]\nid = "{site}"\n' for site in ("shop", "blog", "faq"))
+    nas = '[buckets.nas]\nkind = "directory"\npath = "/mnt"\n'
+    (tmp_path / "config.toml").write_text(f'{sites}{nas}[exports.nas]\nclient = "nas"\nsites = {job}\n')
+    warnings = json.loads(appliance_command("check", "--json", cwd=tmp_path).stdout)["warnings"]
+    assert {
+        site for site in ("shop", "blog", "faq") if any(f'no export has the site "{site}"' in w for w in warnings)
+    } == alone
+
+
+def test_check_prints_json_where_the_configuration_is_wrong_too(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[server]\nbind = "x"\ndemo = 7\n')
+    done = appliance_command("check", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "")
+    answer = json.loads(done.stdout)
+    assert answer["ok"] is False
+    assert [problem.split(": ")[1] for problem in answer["problems"]] == ["server.bind", "server.demo"]
+
+
+def test_check_warns_of_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "config.toml").write_text(f'[server]\ndata_dir = "{tmp_path}/file/data"\n')
+    assert (
+        f"the data directory {tmp_path}/file/data cannot be written" in appliance_command("check", cwd=tmp_path).stdout
+    )
+
+
+@pytest.mark.parametrize("name", ["closed/data", "x" * 300], ids=["below a closed directory", "too long"])
+def test_check_bears_a_data_directory_that_it_may_not_look_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "config.toml").write_text(f'[server]\ndata_dir = "{tmp_path}/{name}"\n')
+    done = appliance_command("check", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", ["serve", "check", "export", "status"])
 def test_every_command_reports_all_errors_of_the_configuration_at_once(command: str, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(
