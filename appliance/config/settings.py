@@ -7,7 +7,7 @@ from pydantic import BaseModel, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from appliance.config.rules import as_init_error, reference_problems, with_default_job
+from appliance.config.rules import as_init_error, reference_problems, with_default_job, with_kinds
 from appliance.config.sections import Admin, Bucket, Collect, DatabaseSettings, Export, Server, Site
 from appliance.config.values import Name
 
@@ -61,7 +61,7 @@ class Settings(BaseSettings):
         values = with_default_job(values)
         problems: list[InitErrorDetails] = list(reference_problems(values))
         try:
-            settings = handler(values)
+            settings = handler(with_kinds(values))
         except ValidationError as error:
             problems += [as_init_error(details) for details in error.errors(include_url=False)]
         if problems:

@@ -16,21 +16,8 @@ SITE_ID_PATTERN = r"[A-Za-z0-9._-]{1,100}"
 _NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 
-def _check_secret(value: object) -> object:
-    """Accept a secret, or read one written as `{ file = "..." }` or `{ env = "NAME" }`."""
-    secret = resolve_secret(value)
-    if isinstance(secret, str) and not _is_unicode(secret):
-        # From the environment. A form or a request could never bring the same bytes.
-        raise ValueError("it is not written in UTF-8")
-    return secret
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def resolve_secret(value: object) -> object:
-    """Return what `{ file = "..." }` or `{ env = "NAME" }` stands for, and anything else as it is."""
+def _resolve_secret(value: object) -> object:
+    """Read a secret written as `{ file = "..." }` or `{ env = "NAME" }`."""
     if not isinstance(value, Mapping):
         return value
     if set(value) == {"file"}:
@@ -41,6 +28,13 @@ def resolve_secret(value: object) -> object:
             raise ValueError(f"the environment has no variable {name}")
         return os.environ[name]
     raise ValueError('write the secret itself, { file = "/run/secrets/x" } or { env = "NAME" }')
+
+
+def _check_secret(value: SecretStr) -> SecretStr:
+    # The environment may hold any bytes; no form and no request could ever bring the same.
+    if any("\ud800" <= character <= "\udfff" for character in value.get_secret_value()):
+        raise ValueError("it is not written in UTF-8")
+    return value
 
 
 def _secret_file(path: Path) -> str:
@@ -102,7 +96,14 @@ def matching(pattern: str, why: str) -> AfterValidator:
 
 
 def _network(value: object) -> object:
-    return ip_network(value) if isinstance(value, str) else value
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    try:
+        return ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(
+            'write a network such as "172.16.0.0/12" (with zeros behind its bits), or one address'
+        ) from error
 
 
 def _check_path(value: Path) -> Path:
@@ -114,7 +115,7 @@ def _check_path(value: Path) -> Path:
 
 Network: TypeAlias = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 FilePath: TypeAlias = Annotated[Path, AfterValidator(_check_path)]
-Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_check_secret)]
+Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_resolve_secret), AfterValidator(_check_secret)]
 SiteId: TypeAlias = Annotated[str, matching(SITE_ID_PATTERN, "a site id has 1 to 100 letters, digits and . _ -")]
 SiteOrAll: TypeAlias = Annotated[str, matching(rf"\*|{SITE_ID_PATTERN}", 'write site ids, or "*" for every site')]
 Name: TypeAlias = Annotated[str, matching(_NAME_PATTERN, "a name has up to 63 small letters, digits and _ -")]
