@@ -149,7 +149,7 @@ def test_a_secret_can_stand_in_a_file_or_another_variable(
 def test_settings_show_no_secret_and_cannot_be_changed(read: Load) -> None:
     keys = 'access_key_id = "AKIA-hidden"\nsecret_access_key = "hidden-key"\n'
     settings = read(
-        '[admin]\npassword = "hidden-p"\ntoken = "hidden-t"\n[database]\nurl = "x://hidden-u"\n' + S3 + keys
+        '[admin]\npassword = "hidden-p"\ntoken = "hidden-t"\n[database]\nurl = "postgresql://hidden-u"\n' + S3 + keys
     )
     assert len(settings.secret_values()) == 5
     assert "hidden" not in repr(settings) + str(settings) + settings.model_dump_json()
@@ -201,6 +201,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "too large a limit": ("[collect]\nmax_batch_events = 99999", "max_batch_events: it must be at most 10000 (got"),
     "no time": (S3 + "read_timeout_seconds = 0", "acme.read_timeout_seconds: it must be more than 0 (got 0)"),
     "a path as origin": ('[[sites]]\nid = "a"\norigins = ["https://a.example/"]', "sites.0.origins.0: an origin is"),
+    "an origin's port": ('[[sites]]\nid = "a"\norigins = ["https://a.example:x"]', "sites.0.origins.0: an origin is"),
     "site id": ('[[sites]]\nid = "a/b"', 'sites.0.id: a site id has 1 to 100 letters, digits and . _ - (got "a/b")'),
     "site without id": ("[[sites]]\n", "sites.0.id: this option is missing"),
     "site twice": ('[[sites]]\nid = "a"\n[[sites]]\nid = "a"', "sites.1.id: this site stands here twice"),
@@ -232,6 +233,9 @@ MISTAKES: dict[str, tuple[str, str]] = {
         '[admin]\npassword = { env = "NOPE" }',
         "admin.password: the environment has no variable NOPE",
     ),
+    "a database that is none": ('[database]\nurl = "x"', "database.url: write it as postgresql://user:password@"),
+    "no data directory": ('[server]\ndata_dir = ""', "server.data_dir: write a path"),
+    "no directory": ('[buckets.a]\nkind = "directory"\npath = ""', "buckets.a.path: write a path"),
     "no TOML": ("[server", "config.toml: not a TOML file"),
     "a NUL in a path": (S3 + '[buckets.vault]\nkind = "directory"\npath = "a\\u0000b"\n' + JOB, "buckets.vault.path"),
 }
@@ -282,6 +286,7 @@ IN_THE_ENVIRONMENT: dict[str, tuple[str, str, str]] = {
         "APPLIANCE_EXPORTS: exports.x.client: no [buckets.y]",
     ),
     "a kind": ("APPLIANCE_BUCKETS__ACME__KIND", "S3", "APPLIANCE_BUCKETS__ACME__KIND: a bucket is a table with kind"),
+    "a database": ("APPLIANCE_DATABASE__URL", "x31337", "APPLIANCE_DATABASE__URL: write it as postgresql://"),
 }
 
 
@@ -325,6 +330,23 @@ def test_an_unknown_variable_is_named_with_the_one_that_may_have_been_meant(
     monkeypatch.setenv(name, "x31337")
     hint = f'; did you mean "{meant}"?' if meant else ""
     assert problems(read, S3 + VAULT + JOB) == [f"environment: {name}: there is no such option{hint}"]
+
+
+ORIGINS = {
+    "https://shop.example.com": "https://shop.example.com",
+    "HTTPS://Shop.Example.com": "https://shop.example.com",
+    "https://shop.example.com:443": "https://shop.example.com",
+    "http://shop.example.com:80": "http://shop.example.com",
+    "http://shop.example.com:443": "http://shop.example.com:443",
+    "https://shop.example.com:08443": "https://shop.example.com:8443",
+    "https://[2001:DB8::1]:443": "https://[2001:db8::1]",
+    "http://localhost:8080": "http://localhost:8080",
+}
+
+
+@pytest.mark.parametrize(("written", "sent"), ORIGINS.items())
+def test_an_origin_is_compared_as_a_browser_sends_it(read: Load, written: str, sent: str) -> None:
+    assert read(f'[[sites]]\nid = "a"\norigins = ["{written}"]').sites[0].origins == (sent,)
 
 
 @pytest.mark.parametrize("name", ["APPLIANCE_SERVER__TRUSTED_PROXIES", "APPLIANCE_SITES"])
@@ -371,6 +393,7 @@ SPILLS: dict[str, str] = {
     "half a pair of keys": S3 + 'secret_access_key = "x31337"',
     "a key that is no text": S3 + "secret_access_key = 31337",
     "a database that is no text": "[database]\nurl = 31337",
+    "a database that is none": '[database]\nurl = "postgres//me:x31337@db/x"',
     "a bucket of unknown kind": '[buckets.a]\nkind = "ftp"\nsecret_access_key = "x31337"',
 }
 

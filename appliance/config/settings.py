@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from appliance.config.rules import as_init_error, reference_problems, with_default_job, with_kinds
 from appliance.config.sections import Admin, Bucket, Collect, DatabaseSettings, Export, Server, Site
-from appliance.config.values import Name
+from appliance.config.values import DatabaseUrl, Name
 
 if TYPE_CHECKING:
     from pydantic_core import InitErrorDetails
@@ -27,6 +27,12 @@ class _Environment(EnvSettingsSource):
             return value
 
 
+class _Database(DatabaseSettings):
+    """The section with a URL that PostgreSQL's library can read."""
+
+    url: DatabaseUrl = SecretStr("")
+
+
 class Settings(BaseSettings):
     """All that can be configured. Read it with `load`; it never changes afterwards."""
 
@@ -35,7 +41,7 @@ class Settings(BaseSettings):
     )
 
     server: Server = Server()
-    database: DatabaseSettings = DatabaseSettings()
+    database: _Database = _Database()
     admin: Admin = Admin()
     collect: Collect = Collect()
     sites: tuple[Site, ...] = ()
