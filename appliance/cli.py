@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from appliance import config, log
+from appliance.admin.sentences import ANY_SITE, held_up
 from appliance.config import ALL_SITES, Settings
 from appliance.errors import ApplianceError, ConfigError
 
@@ -140,7 +141,7 @@ def _describe(settings: Settings) -> list[str]:
 def _warnings(settings: Settings) -> list[str]:
     warnings = []
     if not settings.sites:
-        warnings.append("no [[sites]] are configured: anybody can send events for any site id")
+        warnings.append(ANY_SITE)
     if not settings.admin.enabled:
         warnings.append("the admin page is off until admin.password or admin.token is set")
     warnings += _data_dir_warnings(settings.server.data_dir)
@@ -203,7 +204,7 @@ def _print_status(state: Any) -> None:
     for table in (sites, jobs, runs):
         console.print(table)
     for writer in state.open_writers:
-        console.print(f"New events are not exported for now: {writer}. End that transaction.")
+        console.print(held_up(writer))
 
 
 def _print_json(value: Any) -> None:

@@ -378,6 +378,21 @@ def test_the_page_counts_what_came_in(appliance: Callable[..., Appliance], conni
     assert all(event["visitorId"][-8:] in page for event in sent)
 
 
+def test_page_and_commands_warn_in_the_same_words(appliance: Callable[..., Appliance], conninfo: str) -> None:
+    box = appliance(database={"url": conninfo}, admin={"token": TOKEN}).start()
+
+    def page() -> str:
+        return status_page(box, Authorization=f"Bearer {TOKEN}").body.decode()
+
+    assert "No [[sites]] are configured: anybody can send events" in page()
+    assert "no [[sites]] are configured: anybody can send events" in box.run("check").stdout
+    with psycopg.connect(conninfo, application_name="forgotten") as dawdler:
+        dawdler.execute("DELETE FROM events_log WHERE false")
+        wait_for(lambda: "End that transaction" in page(), "the page to name the open transaction")
+        for said in (page(), box.run("status").stdout):
+            assert re.search(r"not exported for now: process \d+ \(forgotten\) has held .* s\. End that", said)
+
+
 # ---- health
 
 

@@ -7,6 +7,7 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from appliance.admin.auth import Auth
 from appliance.admin.guesses import guesser
+from appliance.admin.sentences import ANY_SITE, held_up
 from appliance.collect.client import client_address
 from appliance.config import Settings
 from appliance.errors import DatabaseUnavailableError
@@ -56,10 +57,8 @@ class _Pages:
                 newest = events.newest(conn, limit=_NEWEST_EVENTS)
         except DatabaseUnavailableError as error:
             return render_template("away.html", reason=error), 503
-        page = render_template(
-            "status.html", state=state, newest=newest, settings=self._settings, now=datetime.now(UTC)
-        )
-        return Response(page)
+        shown = {"state": state, "newest": newest, "settings": self._settings, "any_site": ANY_SITE}
+        return Response(render_template("status.html", **shown, now=datetime.now(UTC), held_up=held_up))
 
     def login_form(self) -> BaseResponse | tuple[str, int]:
         if not self._auth.has_password:
