@@ -348,6 +348,28 @@ def test_the_page_runs_nothing_of_what_visitors_send_in_a_browser(box: Appliance
     page.close()
 
 
+def test_on_a_phone_every_column_can_be_scrolled_to_and_stays_there(box: Appliance, browser: Browser) -> None:
+    send_markup(box)
+    page = browser.new_page(base_url=box.url, viewport={"width": 390, "height": 844})
+    page.goto("/admin/login")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    newest = page.locator("section", has=page.get_by_role("heading", name="Newest events"))
+    newest.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert newest.evaluate("section => section.scrollWidth") > 390
+    assert newest.evaluate("section => section.querySelector('td.text').clientWidth") > 100
+    newest.evaluate("section => (section.scrollLeft = 9999)")
+    page.evaluate("document.getElementById('live').dataset.old = 'yes'")
+    page.locator("#live:not([data-old])").wait_for()
+    for name in ("Exported", "Newest events"):
+        place = newest.get_by_text(name, exact=True).bounding_box()
+        assert place is not None
+        assert place["x"] >= 0
+        assert place["x"] + place["width"] <= 390
+    page.close()
+
+
 @pytest.mark.parametrize("host", ['x"><script>alert(1)</script>', "evil.example", "x:y", ""])
 def test_a_hostile_host_header_cannot_write_into_the_page(box: Appliance, host: str) -> None:
     answer = status_page(box, Authorization=f"Bearer {TOKEN}", Host=host)
