@@ -167,7 +167,8 @@ def _print_status(state: Any) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     # In a log the lines must not be cut to a terminal's width.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    width = None if sys.stdout.isatty() else 200
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     sites = Table("Site", "Last hour", "Last 24 hours", "All", title=f"Events in: {state.events}", title_justify="left")
     for site in state.sites:
         sites.add_row(site.site_id, str(site.last_hour), str(site.last_day), str(site.total))

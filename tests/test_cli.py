@@ -162,6 +162,14 @@ def test_status_shows_what_waits_and_what_failed(
     assert "no-such-bucket" not in box.run("status").stderr
 
 
+def test_status_shows_what_a_bucket_said_letter_by_letter(
+    appliance: Callable[..., Appliance], conn: psycopg.Connection[Any], conninfo: str
+) -> None:
+    said = "cannot [/x] [bold]put[/bold] :key:"
+    conn.execute("INSERT INTO export_runs (job, outcome, message) VALUES ('acme', 'failed', %s)", (said,))
+    assert said in appliance(database={"url": conninfo}).run("status").stdout
+
+
 def test_status_names_the_transaction_that_holds_exports_back(
     appliance: Callable[..., Appliance], db: Database, conninfo: str
 ) -> None:
