@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from appliance import config, log
-from appliance.config import Settings
+from appliance.admin.sentences import ANY_SITE, held_up
+from appliance.config import ALL_SITES, Settings
 from appliance.errors import ApplianceError, ConfigError
 
 _config_option = click.option(
@@ -58,7 +59,13 @@ def serve(file: Path | None) -> None:
 @_json_option
 def check(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
     """Read the configuration and say what it means; every error at once, exit code 2."""
-    settings = _load(file)
+    try:
+        settings = _load(file)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        _print_json({"ok": False, "problems": error.problems})
+        sys.exit(error.exit_code)
     warnings = _warnings(settings)
     if as_json:
         _print_json({"ok": True, "warnings": warnings, "exports": sorted(settings.exports)})
@@ -134,16 +141,25 @@ def _describe(settings: Settings) -> list[str]:
 def _warnings(settings: Settings) -> list[str]:
     warnings = []
     if not settings.sites:
-        warnings.append("no [[sites]] are configured: anybody can send events for any site id")
+        warnings.append(ANY_SITE)
     if not settings.admin.enabled:
         warnings.append("the admin page is off until admin.password or admin.token is set")
-    data_dir = settings.server.data_dir
-    existing = next(path for path in (data_dir, *data_dir.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        warnings.append(f"the data directory {data_dir} cannot be written by this user")
+    warnings += _data_dir_warnings(settings.server.data_dir)
     used = {name for export in settings.exports.values() for name in export.bucket_names}
     warnings += [f"no export uses [buckets.{name}]" for name in settings.buckets if name not in used]
+    exported = {site for export in settings.exports.values() for site in export.sites}
+    for site in settings.sites:
+        if not exported & {site.id, ALL_SITES}:
+            warnings.append(f'no export has the site "{site.id}": its events are kept here and go to no bucket')
     return warnings
+
+
+def _data_dir_warnings(data_dir: Path) -> list[str]:
+    # Not Path.exists: below a directory that this user may not enter it raises.
+    existing = next(path for path in (data_dir, *data_dir.parents) if os.access(path, os.F_OK))
+    if os.access(existing, os.W_OK | os.X_OK):
+        return []
+    return [f"the data directory {data_dir} cannot be written by this user"]
 
 
 def _print_status(state: Any) -> None:
@@ -151,7 +167,8 @@ def _print_status(state: Any) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     # In a log the lines must not be cut to a terminal's width.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    width = None if sys.stdout.isatty() else 200
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     sites = Table("Site", "Last hour", "Last 24 hours", "All", title=f"Events in: {state.events}", title_justify="left")
     for site in state.sites:
         sites.add_row(site.site_id, str(site.last_hour), str(site.last_day), str(site.total))
@@ -188,7 +205,7 @@ def _print_status(state: Any) -> None:
     for table in (sites, jobs, runs):
         console.print(table)
     for writer in state.open_writers:
-        console.print(f"New events are not exported for now: {writer}. End that transaction.")
+        console.print(held_up(writer))
 
 
 def _print_json(value: Any) -> None:

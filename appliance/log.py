@@ -14,8 +14,11 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x
 _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
 _KEYWORD_PASSWORD = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)")
 
-# Shorter values would blank out ordinary words of the log.
-_MIN_SECRET_CHARS = 4
+# A shorter secret may be an ordinary word ("demo"): it is blanked only as a whole value and where something says that a
+# secret follows, as in `token=...`, `"secret_access_key": "..."` or `Bearer ...`.
+_WORD_CHARS = 8
+_ANNOUNCED = r"""(?i:(?<![^\W_])(?:(?:password|token|secret|key|key_id)['"]? *[=:] *|bearer +)['"]?)"""
+_VALUE_ENDS = r"(?![\w/-])"
 
 
 class _Formatter(logging.Formatter):
@@ -46,17 +49,25 @@ class _Formatter(logging.Formatter):
 class _Redactor:
     def __init__(self, secrets: Iterable[str]) -> None:
         # Longest first: one secret may contain another.
-        self._secrets = sorted({s for s in secrets if len(s) >= _MIN_SECRET_CHARS}, key=len, reverse=True)
+        known = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
+        self._secrets = [secret for secret in known if len(secret) >= _WORD_CHARS]
+        words = "|".join(re.escape(secret) for secret in known if len(secret) < _WORD_CHARS)
+        self._words = re.compile(f"({_ANNOUNCED})(?:{words}){_VALUE_ENDS}") if words else None
 
     def __call__(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***")
+        if self._words:
+            text = self._words.sub(r"\1***", text)
         text = _URL_PASSWORD.sub(r"\1:***@", text)
         return _KEYWORD_PASSWORD.sub(r"\1***", text)
 
 
 def redactor(secrets: Iterable[str]) -> _Redactor:
-    """Return a function that blanks the given secrets, and passwords in database URLs, in any text."""
+    """Return a function that blanks the given secrets, and passwords in database URLs, in any text.
+
+    A secret of fewer than eight characters is blanked only where a secret is announced.
+    """
     return _Redactor(secrets)
 
 

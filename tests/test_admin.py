@@ -14,6 +14,7 @@ from conftest import Answer, Appliance, Collector, http, make_event, running, wa
 from playwright.sync_api import Browser
 
 from appliance.admin.auth import session_key
+from appliance.admin.guesses import ALL_GUESSES, CLIENT_GUESSES, WINDOW_SECONDS, Guesses, guesser
 from appliance.store import events
 from appliance.store.embedded import EmbeddedPostgres
 
@@ -37,9 +38,17 @@ def database_of(box: Appliance) -> str:
     return str(box.config["database"]["url"])
 
 
-def log_in(box: Appliance, password: str = PASSWORD) -> Answer:
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    return http(box, "POST", "/admin/login", urlencode({"password": password}).encode(), form)
+def log_in(box: Appliance, password: str = PASSWORD, *, by_proxy_for: str | None = None) -> Answer:
+    """Send the login form; the proxy of these tests speaks from 127.0.0.2."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    if by_proxy_for:
+        headers["X-Forwarded-For"] = by_proxy_for
+    source = "127.0.0.2" if by_proxy_for else "127.0.0.1"
+    return http(box, "POST", "/admin/login", urlencode({"password": password}).encode(), headers, source=source)
+
+
+def log_out(box: Appliance, session: str = "") -> Answer:
+    return http(box, "POST", "/admin/logout", headers={"Cookie": session})
 
 
 def cookie_of(answer: Answer) -> str:
@@ -86,9 +95,38 @@ def test_the_password_opens_the_page_until_logging_out(box: Appliance) -> None:
     page = status_page(box, Cookie=cookie_of(opened))
     assert page.status == 200
     assert b"Newest events" in page.body
-    closed = http(box, "POST", "/admin/logout", headers={"Cookie": cookie_of(opened)})
+    closed = log_out(box, cookie_of(opened))
     assert closed.headers["Location"] == "/admin/login"
     assert status_page(box, Cookie=cookie_of(closed)).status == 302
+
+
+def test_logging_out_ends_copies_of_the_cookie_for_good(appliance: Callable[..., Appliance], conninfo: str) -> None:
+    box = appliance(database={"url": conninfo}, admin={"password": PASSWORD}).start()
+    first, second = cookie_of(log_in(box)), cookie_of(log_in(box))
+    log_out(box, first)
+    assert [status_page(box, Cookie=copy).status for copy in (first, second)] == [302, 302]
+    third = cookie_of(log_in(box))
+    box.stop()
+    box.start()
+    assert [status_page(box, Cookie=one).status for one in (first, second, third)] == [302, 302, 200]
+
+
+def test_only_who_is_logged_in_can_log_out(box: Appliance) -> None:
+    session = cookie_of(log_in(box))
+    for stranger in ("", "appliance=x", session[:-1]):
+        assert log_out(box, stranger).headers["Location"] == "/admin/login"
+    assert status_page(box, Cookie=session).status == 200
+
+
+def test_logging_out_holds_where_the_key_cannot_be_kept(appliance: Callable[..., Appliance], conninfo: str) -> None:
+    box = appliance(database={"url": conninfo}, admin={"password": PASSWORD}).start()
+    session = cookie_of(log_in(box))
+    key = box.data_dir / "session.key"
+    key.unlink()
+    key.mkdir()
+    assert log_out(box, session).status == 302
+    assert status_page(box, Cookie=session).status == 302
+    assert "session.key cannot be written" in box.log
 
 
 def test_the_session_is_out_of_reach_of_scripts_and_other_sites(box: Appliance) -> None:
@@ -116,6 +154,15 @@ def test_a_wrong_password_opens_nothing(box: Appliance) -> None:
         assert b"not the password" in answer.body
     assert log_in(box).status == 302
     assert http(box, "POST", "/admin/login", b"x" * 10_000, {"Content-Type": "text/plain"}).status == 401
+
+
+@pytest.mark.parametrize("typed", [b"p\xe4ssword", b"p%E4ssword", b"\xff\xfe", b"%ED%A0%80", b"\xed\xa0\x80"])
+@pytest.mark.parametrize("form", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_a_password_that_is_no_utf_8_is_a_wrong_password(box: Appliance, form: str, typed: bytes) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="password"\r\n\r\n' + typed + b"\r\n--x--\r\n"
+    body = part if form.startswith("multipart") else b"password=" + typed
+    assert http(box, "POST", "/admin/login", body, {"Content-Type": form}).status == 401
+    assert log_in(box).status == 302
 
 
 def test_a_form_that_is_too_large_is_refused(box: Appliance) -> None:
@@ -162,6 +209,54 @@ def test_too_many_wrong_passwords_lock_the_form_for_right_ones_too(
     assert PASSWORD not in box.log
     assert "guess" not in box.log
     assert TOKEN not in box.log
+
+
+def test_a_stranger_who_guesses_locks_out_no_one_else(appliance: Callable[..., Appliance], conninfo: str) -> None:
+    server = {"trusted_proxies": ["127.0.0.2/32"]}
+    box = appliance(server=server, database={"url": conninfo}, admin={"password": PASSWORD}).start()
+    addresses = [f"2001:db8::{number}" for number in range(12)]
+    assert [log_in(box, "guess", by_proxy_for=one).status for one in addresses] == [401] * 10 + [429] * 2
+    assert log_in(box, by_proxy_for="2001:db8::ffff").status == 429
+    assert log_in(box, by_proxy_for="2001:db8:0:1::1").status == 302
+    assert log_in(box, by_proxy_for="192.0.2.1").status == 302
+    assert log_in(box).status == 302
+
+
+def test_an_address_that_a_stranger_makes_up_gives_no_more_guesses(
+    appliance: Callable[..., Appliance], conninfo: str
+) -> None:
+    box = appliance(database={"url": conninfo}, admin={"password": PASSWORD}).start()
+    made_up = [f"192.0.2.{number}" for number in range(12)]
+    assert [log_in(box, "guess", by_proxy_for=one).status for one in made_up] == [401] * 10 + [429] * 2
+
+
+def test_many_addresses_together_cannot_guess_without_end() -> None:
+    now = 0.0
+    guesses = Guesses(lambda: now)
+    assert sum(guesses.allow(f"192.0.2.{number}") for number in range(10 * ALL_GUESSES)) == ALL_GUESSES
+    assert not guesses.allow("198.51.100.1")
+    now += WINDOW_SECONDS
+    assert guesses.allow("198.51.100.1")
+
+
+def test_guesses_are_forgotten_after_a_minute_or_with_the_right_password() -> None:
+    now = 0.0
+    guesses = Guesses(lambda: now)
+    assert [guesses.allow("a") for _ in range(CLIENT_GUESSES + 1)] == [True] * CLIENT_GUESSES + [False]
+    now += WINDOW_SECONDS - 1
+    assert not guesses.allow("a")
+    now += 1
+    assert [guesses.allow(who) for who in "a" * CLIENT_GUESSES + "b"] == [True] * (CLIENT_GUESSES + 1)
+    guesses.forgive("b")
+    assert not guesses.allow("a")
+    guesses.forgive("a")
+    assert guesses.allow("a")
+
+
+def test_a_guess_is_counted_for_an_address_or_for_a_network_of_ipv6() -> None:
+    assert guesser("192.0.2.1") != guesser("192.0.2.2")
+    assert guesser("2001:db8::1") == guesser("2001:db8::ffff:1") != guesser("2001:db8:0:1::1")
+    assert guesser(None) == guesser(None)
 
 
 def test_a_session_ends_with_its_password_and_outlives_a_restart(
@@ -253,6 +348,28 @@ def test_the_page_runs_nothing_of_what_visitors_send_in_a_browser(box: Appliance
     page.close()
 
 
+def test_on_a_phone_every_column_can_be_scrolled_to_and_stays_there(box: Appliance, browser: Browser) -> None:
+    send_markup(box)
+    page = browser.new_page(base_url=box.url, viewport={"width": 390, "height": 844})
+    page.goto("/admin/login")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    newest = page.locator("section", has=page.get_by_role("heading", name="Newest events"))
+    newest.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert newest.evaluate("section => section.scrollWidth") > 390
+    assert newest.evaluate("section => section.querySelector('td.text').clientWidth") > 100
+    newest.evaluate("section => (section.scrollLeft = 9999)")
+    page.evaluate("document.getElementById('live').dataset.old = 'yes'")
+    page.locator("#live:not([data-old])").wait_for()
+    for name in ("Exported", "Newest events"):
+        place = newest.get_by_text(name, exact=True).bounding_box()
+        assert place is not None
+        assert place["x"] >= 0
+        assert place["x"] + place["width"] <= 390
+    page.close()
+
+
 @pytest.mark.parametrize("host", ['x"><script>alert(1)</script>', "evil.example", "x:y", ""])
 def test_a_hostile_host_header_cannot_write_into_the_page(box: Appliance, host: str) -> None:
     answer = status_page(box, Authorization=f"Bearer {TOKEN}", Host=host)
@@ -262,7 +379,7 @@ def test_a_hostile_host_header_cannot_write_into_the_page(box: Appliance, host: 
 
 def test_every_page_comes_with_the_headers_that_keep_it_harmless(box: Appliance, collector: Collector) -> None:
     pages = [status_page(box), http(box, "GET", "/admin/login"), log_in(box), status_page(collector.box)]
-    for answer in [*pages, log_in(box, "wrong"), http(box, "POST", "/admin/logout")]:
+    for answer in [*pages, log_in(box, "wrong"), log_out(box)]:
         assert_harmless(answer)
 
 
@@ -281,6 +398,21 @@ def test_the_page_counts_what_came_in(appliance: Callable[..., Appliance], conni
     page = status_page(box, Authorization=f"Bearer {TOKEN}").body.decode()
     assert '<span class="total">7</span>' in page
     assert all(event["visitorId"][-8:] in page for event in sent)
+
+
+def test_page_and_commands_warn_in_the_same_words(appliance: Callable[..., Appliance], conninfo: str) -> None:
+    box = appliance(database={"url": conninfo}, admin={"token": TOKEN}).start()
+
+    def page() -> str:
+        return status_page(box, Authorization=f"Bearer {TOKEN}").body.decode()
+
+    assert "No [[sites]] are configured: anybody can send events" in page()
+    assert "no [[sites]] are configured: anybody can send events" in box.run("check").stdout
+    with psycopg.connect(conninfo, application_name="forgotten") as dawdler:
+        dawdler.execute("DELETE FROM events_log WHERE false")
+        wait_for(lambda: "End that transaction" in page(), "the page to name the open transaction")
+        for said in (page(), box.run("status").stdout):
+            assert re.search(r"not exported for now: process \d+ \(forgotten\) has held .* s\. End that", said)
 
 
 # ---- health

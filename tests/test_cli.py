@@ -44,6 +44,44 @@ def test_check_warns_of_what_is_allowed_and_unwise(tmp_path: Path) -> None:
     assert "no export uses [buckets.spare]" in warnings
 
 
+@pytest.mark.parametrize(
+    ("job", "alone"), [('["shop"]', {"blog", "faq"}), ('["shop", "faq"]', {"blog"}), ('["*"]', set())]
+)
+def test_check_warns_of_a_site_that_is_never_exported(tmp_path: Path, job: str, alone: set[str]) -> None:
+    sites = "".join(f'[[sites]]\nid = "{site}"\n' for site in ("shop", "blog", "faq"))
+    nas = '[buckets.nas]\nkind = "directory"\npath = "/mnt"\n'
+    (tmp_path / "config.toml").write_text(f'{sites}{nas}[exports.nas]\nclient = "nas"\nsites = {job}\n')
+    warnings = json.loads(appliance_command("check", "--json", cwd=tmp_path).stdout)["warnings"]
+    assert {
+        site for site in ("shop", "blog", "faq") if any(f'no export has the site "{site}"' in w for w in warnings)
+    } == alone
+
+
+def test_check_prints_json_where_the_configuration_is_wrong_too(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[server]\nbind = "x"\ndemo = 7\n')
+    done = appliance_command("check", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "")
+    answer = json.loads(done.stdout)
+    assert answer["ok"] is False
+    assert [problem.split(": ")[1] for problem in answer["problems"]] == ["server.bind", "server.demo"]
+
+
+def test_check_warns_of_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "config.toml").write_text(f'[server]\ndata_dir = "{tmp_path}/file/data"\n')
+    assert (
+        f"the data directory {tmp_path}/file/data cannot be written" in appliance_command("check", cwd=tmp_path).stdout
+    )
+
+
+@pytest.mark.parametrize("name", ["closed/data", "x" * 300], ids=["below a closed directory", "too long"])
+def test_check_bears_a_data_directory_that_it_may_not_look_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "config.toml").write_text(f'[server]\ndata_dir = "{tmp_path}/{name}"\n')
+    done = appliance_command("check", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", ["serve", "check", "export", "status"])
 def test_every_command_reports_all_errors_of_the_configuration_at_once(command: str, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(
@@ -122,6 +160,14 @@ def test_status_shows_what_waits_and_what_failed(
     assert [(b["bucket"], b["delivered"], b["pending"]) for b in job["buckets"]] == [("a", 1, 0), ("b", 0, 1)]
     assert state["runs"][0]["outcome"] == "failed"
     assert "no-such-bucket" not in box.run("status").stderr
+
+
+def test_status_shows_what_a_bucket_said_letter_by_letter(
+    appliance: Callable[..., Appliance], conn: psycopg.Connection[Any], conninfo: str
+) -> None:
+    said = "cannot [/x] [bold]put[/bold] :key:"
+    conn.execute("INSERT INTO export_runs (job, outcome, message) VALUES ('acme', 'failed', %s)", (said,))
+    assert said in appliance(database={"url": conninfo}).run("status").stdout
 
 
 def test_status_names_the_transaction_that_holds_exports_back(

@@ -1,6 +1,7 @@
 """The configuration: what it means, and every mistake in it at once, in the user's own words."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from ipaddress import ip_network
@@ -117,6 +118,15 @@ def test_a_secret_from_the_environment_is_taken_letter_by_letter(
     assert settings.admin.password.get_secret_value() == bucket.secret_access_key.get_secret_value() == key
 
 
+@pytest.mark.parametrize("name", ["APPLIANCE_ADMIN__PASSWORD", "OTHER"])
+def test_a_secret_from_the_environment_that_is_no_utf_8_is_refused(
+    read: Load, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, os.fsdecode(b"p\xe4ssword"))
+    (problem,) = problems(read, '[admin]\npassword = { env = "OTHER" }' if name == "OTHER" else "")
+    assert problem.lower().endswith("password: it is not written in utf-8")
+
+
 @pytest.mark.parametrize("number", ["2024", "1e5"])
 def test_a_prefix_from_the_environment_may_look_like_a_number(
     read: Load, monkeypatch: pytest.MonkeyPatch, number: str
@@ -139,7 +149,7 @@ def test_a_secret_can_stand_in_a_file_or_another_variable(
 def test_settings_show_no_secret_and_cannot_be_changed(read: Load) -> None:
     keys = 'access_key_id = "AKIA-hidden"\nsecret_access_key = "hidden-key"\n'
     settings = read(
-        '[admin]\npassword = "hidden-p"\ntoken = "hidden-t"\n[database]\nurl = "x://hidden-u"\n' + S3 + keys
+        '[admin]\npassword = "hidden-p"\ntoken = "hidden-t"\n[database]\nurl = "postgresql://hidden-u"\n' + S3 + keys
     )
     assert len(settings.secret_values()) == 5
     assert "hidden" not in repr(settings) + str(settings) + settings.model_dump_json()
@@ -159,15 +169,25 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "private": ("_env_file = 1", "_env_file: there is no such option"),
     "self": ("self = 1", "self: there is no such option"),
-    "wrong type": ("[server]\ndemo = 7", "config.toml: server.demo:"),
-    "section is a value": ("server = 1", "config.toml: server:"),
-    "sites are a table": ('[sites]\nid = "a"', "config.toml: sites:"),
-    "buckets are a list": ("buckets = [1]", "config.toml: buckets:"),
-    "exports are a list": ("exports = [1]", "config.toml: exports:"),
-    "a job is a value": ("[exports]\na = 1", "config.toml: exports.a:"),
+    "no option's name at all": ("port = 1", "config.toml: port: there is no such option"),
+    "wrong type": ("[server]\ndemo = 7", "config.toml: server.demo: write true or false (got 7)"),
+    "a text that is none": ("[server]\nbind = 7", "server.bind: write a text in quotes (got 7)"),
+    "a list that is none": ('[server]\ntrusted_proxies = "::1"', 'server.trusted_proxies: write a list (got "::1")'),
+    "a number that is none": ('[collect]\nmax_body_bytes = "x"', "collect.max_body_bytes: write a whole number (got"),
+    "half a number": ("[collect]\nmax_body_bytes = 2000.5", "collect.max_body_bytes: write a whole number (got"),
+    "a path that is none": ("[server]\ndata_dir = 7", "server.data_dir: write a path in quotes (got 7)"),
+    "section is a value": ("server = 1", "config.toml: server: write a table (got 1)"),
+    "sites are a table": ('[sites]\nid = "a"', "config.toml: sites: write each site under [[sites]]"),
+    "buckets are a list": ("buckets = [1]", "config.toml: buckets: write a table (got [1])"),
+    "exports are a list": ("exports = [1]", "config.toml: exports: write a table (got [1])"),
+    "a job is a value": ("[exports]\na = 1", "config.toml: exports.a: write a table (got 1)"),
     "a bucket is a value": ("[buckets]\na = 1", "buckets.a: a bucket is a table"),
     "kind is a list": ('[buckets.a]\nkind = ["s3"]', "config.toml: buckets.a"),
-    "unknown kind": ('[buckets.a]\nkind = "ftp"', "buckets.a: a bucket is a table with kind"),
+    "unknown kind": (
+        '[buckets.a]\nkind = "S3"',
+        'a.kind: a bucket is a table with kind = "s3" or kind = "directory" (got "S3")',
+    ),
+    "a path without a kind": ('[buckets.a]\npath = "/x"', 'config.toml: buckets.a: kind = "directory" is missing'),
     "bind without port": (
         '[server]\nbind = "x"',
         'server.bind: write it as host:port, for example 0.0.0.0:8080 (got "x',
@@ -175,19 +195,22 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "bind to port 0": ('[server]\nbind = "x:0"', "server.bind:"),
     "bind to port 65536": ('[server]\nbind = "x:65536"', "server.bind:"),
     "bind to a superscript": ('[server]\nbind = "x:²"', "server.bind:"),
-    "host bits": ('[server]\ntrusted_proxies = ["10.0.0.1/8"]', "server.trusted_proxies.0:"),
-    "too small a limit": ("[collect]\nmax_body_bytes = 10", "collect.max_body_bytes:"),
-    "no events": ("[collect]\nmax_batch_events = 0", "collect.max_batch_events:"),
+    "host bits": ('[server]\ntrusted_proxies = ["10.0.0.1/8"]', "server.trusted_proxies.0: write a network such as"),
+    "no network": ("[server]\ntrusted_proxies = [{}]", "server.trusted_proxies.0: write a network such as"),
+    "too small a limit": ("[collect]\nmax_body_bytes = 10", "collect.max_body_bytes: it must be at least 1024 (got"),
+    "too large a limit": ("[collect]\nmax_batch_events = 99999", "max_batch_events: it must be at most 10000 (got"),
+    "no time": (S3 + "read_timeout_seconds = 0", "acme.read_timeout_seconds: it must be more than 0 (got 0)"),
     "a path as origin": ('[[sites]]\nid = "a"\norigins = ["https://a.example/"]', "sites.0.origins.0: an origin is"),
+    "an origin's port": ('[[sites]]\nid = "a"\norigins = ["https://a.example:x"]', "sites.0.origins.0: an origin is"),
     "site id": ('[[sites]]\nid = "a/b"', 'sites.0.id: a site id has 1 to 100 letters, digits and . _ - (got "a/b")'),
-    "site without id": ("[[sites]]\n", "sites.0.id:"),
+    "site without id": ("[[sites]]\n", "sites.0.id: this option is missing"),
     "site twice": ('[[sites]]\nid = "a"\n[[sites]]\nid = "a"', "sites.1.id: this site stands here twice"),
-    "ip policy": ('[[sites]]\nid = "a"\nip = "hide"', "sites.0.ip:"),
+    "ip policy": ('[[sites]]\nid = "a"\nip = "hide"', 'sites.0.ip: write "keep", "truncate" or "drop" (got "hide")'),
     "prefix upwards": (S3 + 'prefix = "a/../b"', "buckets.acme.prefix:"),
     "prefix with a line break": (S3 + 'prefix = "a\\n"', "buckets.acme.prefix:"),
     "one key of two": (S3 + 'access_key_id = "AKIA"', "buckets.acme: set both"),
     "provider without address": (S3 + 'provider = "minio"', 'buckets.acme: provider "minio" needs endpoint_url'),
-    "name of a job": ('[exports."A b"]\nclient = "local"', "exports.A b"),
+    "name of a job": ('[exports."A b"]\nclient = "local"', "exports.A b: a name has up to 63"),
     "name of a backup": (S3 + '[exports.a]\nclient = "acme"\nbackup = "A b"', "exports.a.backup:"),
     "client missing": (S3 + "[exports.a]\n", "exports.a.client:"),
     "unknown bucket": (S3 + JOB, "exports.acme.backup: no [buckets.vault] is defined"),
@@ -196,7 +219,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "exports.acme.sites: no [[sites]] entry",
     ),
     "star and more": (S3 + VAULT + JOB + 'sites = ["*", "b"]', 'exports.acme.sites: "*" already means every site'),
-    "no sites": (S3 + VAULT + JOB + "sites = []", "exports.acme.sites:"),
+    "no sites": (S3 + VAULT + JOB + "sites = []", "exports.acme.sites: write at least one"),
     "cron of six fields": (
         S3 + VAULT + JOB + 'schedule = "* * * * * *"',
         "exports.acme.schedule: a cron line has five",
@@ -210,6 +233,9 @@ MISTAKES: dict[str, tuple[str, str]] = {
         '[admin]\npassword = { env = "NOPE" }',
         "admin.password: the environment has no variable NOPE",
     ),
+    "a database that is none": ('[database]\nurl = "x"', "database.url: write it as postgresql://user:password@"),
+    "no data directory": ('[server]\ndata_dir = ""', "server.data_dir: write a path"),
+    "no directory": ('[buckets.a]\nkind = "directory"\npath = ""', "buckets.a.path: write a path"),
     "no TOML": ("[server", "config.toml: not a TOML file"),
     "a NUL in a path": (S3 + '[buckets.vault]\nkind = "directory"\npath = "a\\u0000b"\n' + JOB, "buckets.vault.path"),
 }
@@ -219,7 +245,15 @@ MISTAKES: dict[str, tuple[str, str]] = {
 def test_a_mistake_is_named_where_it_was_written(read: Load, text: str, said: str) -> None:
     found = problems(read, text)
     assert any(said in problem for problem in found), found
-    assert not [problem for problem in found if "\n" in problem or "function-" in problem]
+    assert not [problem for problem in found if "\n" in problem or "function-" in problem or "nput should" in problem]
+
+
+def test_a_bucket_without_its_kind_is_one_mistake(read: Load) -> None:
+    nas = '[buckets.nas]\npath = "/x"\n[exports.nas]\nclient = "nas"\n'
+    assert problems(read, nas) == ['config.toml: buckets.nas: kind = "directory" is missing']
+    assert problems(read, nas.replace("nas]\n", "nas]\nregion = 7\n", 1))[1:] == [
+        "config.toml: buckets.nas.region: a bucket of this kind has no such option"
+    ]
 
 
 def test_all_mistakes_are_named_at_once(read: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +265,88 @@ def test_all_mistakes_are_named_at_once(read: Load, monkeypatch: pytest.MonkeyPa
     assert len(found) == len(places)
     for place in places:
         assert sum(f": {place}: " in problem for problem in found) == 1, place
+
+
+IN_THE_ENVIRONMENT: dict[str, tuple[str, str, str]] = {
+    "a value": ("APPLIANCE_SERVER__BIND", "x", "APPLIANCE_SERVER__BIND: write it as host:port"),
+    "no list": (
+        "APPLIANCE_EXPORTS__ACME__SITES",
+        "x",
+        'APPLIANCE_EXPORTS__ACME__SITES: write a list, as JSON (got "x")',
+    ),
+    "no list of sites": ("APPLIANCE_SITES", "{}", "APPLIANCE_SITES: write a list, as JSON"),
+    "an item": ("APPLIANCE_SERVER__TRUSTED_PROXIES", '["x"]', "APPLIANCE_SERVER__TRUSTED_PROXIES: server.trusted_prox"),
+    "a value in JSON": ("APPLIANCE_SITES", '[{"id": "/"}]', "APPLIANCE_SITES: sites.0.id: a site id has"),
+    "small letters": ("appliance_sites", '[{"id": "/"}]', "APPLIANCE_SITES: sites.0.id: a site id has"),
+    "missing in JSON": ("APPLIANCE_SITES", "[{}]", "APPLIANCE_SITES: sites.0.id: this option is missing"),
+    "twice in JSON": ("APPLIANCE_SITES", '[{"id": "a"}, {"id": "a"}]', "APPLIANCE_SITES: sites.1.id: this site stands"),
+    "a reference": (
+        "APPLIANCE_EXPORTS",
+        '{"x": {"client": "y"}}',
+        "APPLIANCE_EXPORTS: exports.x.client: no [buckets.y]",
+    ),
+    "a kind": ("APPLIANCE_BUCKETS__ACME__KIND", "S3", "APPLIANCE_BUCKETS__ACME__KIND: a bucket is a table with kind"),
+    "a database": ("APPLIANCE_DATABASE__URL", "x31337", "APPLIANCE_DATABASE__URL: write it as postgresql://"),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "said"), IN_THE_ENVIRONMENT.values(), ids=IN_THE_ENVIRONMENT)
+def test_a_mistake_in_the_environment_is_named_there(
+    read: Load, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    (problem,) = problems(read, S3 + VAULT + JOB)
+    assert problem.startswith(f"environment: {said}")
+    assert "31337" not in problem
+
+
+def test_a_mistake_in_the_file_is_named_there_though_the_environment_has_the_same_table(
+    read: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APPLIANCE_BUCKETS", '{"acme": {"prefix": "raw"}}')
+    assert problems(read, S3 + "region = 7") == ["config.toml: buckets.acme.region: write a text in quotes (got 7)"]
+
+
+UNKNOWN_VARIABLES = {
+    "APPLIANCE_PORT": None,
+    "APPLIANCE_LOG_LEVEL": None,
+    "APPLIANCE_": None,
+    "APPLIANCE_SERVER__PORT": None,
+    "APPLIANCE_BIND": "APPLIANCE_SERVER__BIND",
+    "APPLIANCE_SERVER_BIND": "APPLIANCE_SERVER__BIND",
+    "APPLIANCE_SERVER__BND": "APPLIANCE_SERVER__BIND",
+    "APPLIANCE_SEVER__BIND": "APPLIANCE_SERVER__BIND",
+    "APPLIANCE_DATABASE_URL": "APPLIANCE_DATABASE__URL",
+    "APPLIANCE_ADMIN_PASSWORD": "APPLIANCE_ADMIN__PASSWORD",
+    "APPLIANCE_SITE": "APPLIANCE_SITES",
+    "APPLIANCE_EXPORT__ACME__CLIENT": "APPLIANCE_EXPORTS__ACME__CLIENT",
+}
+
+
+@pytest.mark.parametrize(("name", "meant"), UNKNOWN_VARIABLES.items())
+def test_an_unknown_variable_is_named_with_the_one_that_may_have_been_meant(
+    read: Load, monkeypatch: pytest.MonkeyPatch, name: str, meant: str | None
+) -> None:
+    monkeypatch.setenv(name, "x31337")
+    hint = f'; did you mean "{meant}"?' if meant else ""
+    assert problems(read, S3 + VAULT + JOB) == [f"environment: {name}: there is no such option{hint}"]
+
+
+ORIGINS = {
+    "https://shop.example.com": "https://shop.example.com",
+    "HTTPS://Shop.Example.com": "https://shop.example.com",
+    "https://shop.example.com:443": "https://shop.example.com",
+    "http://shop.example.com:80": "http://shop.example.com",
+    "http://shop.example.com:443": "http://shop.example.com:443",
+    "https://shop.example.com:08443": "https://shop.example.com:8443",
+    "https://[2001:DB8::1]:443": "https://[2001:db8::1]",
+    "http://localhost:8080": "http://localhost:8080",
+}
+
+
+@pytest.mark.parametrize(("written", "sent"), ORIGINS.items())
+def test_an_origin_is_compared_as_a_browser_sends_it(read: Load, written: str, sent: str) -> None:
+    assert read(f'[[sites]]\nid = "a"\norigins = ["{written}"]').sites[0].origins == (sent,)
 
 
 @pytest.mark.parametrize("name", ["APPLIANCE_SERVER__TRUSTED_PROXIES", "APPLIANCE_SITES"])
@@ -277,6 +393,7 @@ SPILLS: dict[str, str] = {
     "half a pair of keys": S3 + 'secret_access_key = "x31337"',
     "a key that is no text": S3 + "secret_access_key = 31337",
     "a database that is no text": "[database]\nurl = 31337",
+    "a database that is none": '[database]\nurl = "postgres//me:x31337@db/x"',
     "a bucket of unknown kind": '[buckets.a]\nkind = "ftp"\nsecret_access_key = "x31337"',
 }
 

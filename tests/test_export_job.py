@@ -219,11 +219,14 @@ def test_a_bucket_that_is_down_holds_no_other_back_and_catches_up(world: World, 
         store_events(world.db, 2)
         report = world.export()
         assert report.failed
+        assert report.summary.startswith(f"1 batch delivered to {other} alone; bucket {down}: ")
+        assert (report.batches, report.partly) == (0, {other: 1})
         assert "Could not connect" in report.summary
     assert exported_ids(world.contents(other)) == world.rows()
     assert world.conn.execute("SELECT 1 FROM events_log WHERE exported_at IS NOT NULL").fetchone() is None
     with s3_server(tmp_path / "own", port):
-        assert world.export().batches == 2
+        report = world.export()
+    assert report.summary == "4 events in 2 batches delivered"
     world.s3.root.joinpath(world.names[down]).rmdir()
     world.s3.root.joinpath(world.names[down]).symlink_to(tmp_path / "own" / "bucket")
     assert len(world.check()) == 2

@@ -1,32 +1,30 @@
 """Who may look in: the password through a login form, or the token of a script."""
 
 import hmac
+import logging
 import secrets
-import threading
-import time
-from collections import deque
 from pathlib import Path
 from typing import cast
 
 from flask import current_app, request, session
 
+from appliance.admin.guesses import Guesses
 from appliance.config import Admin
 from appliance.errors import StartError
 
-# Guesses are counted for everybody together: an attacker has many addresses, an admin few wrong tries.
-_GUESSES = 10
-_GUESS_WINDOW_SECONDS = 60.0
+log = logging.getLogger(__name__)
+
 _KEY_BYTES = 32
 
 
 class Auth:
     """Checks password, session and token."""
 
-    def __init__(self, admin: Admin) -> None:
+    def __init__(self, admin: Admin, data_dir: Path) -> None:
         self._password = admin.password.get_secret_value()
         self._token = admin.token.get_secret_value()
-        self._failures: deque[float] = deque()
-        self._lock = threading.Lock()
+        self._key_file = _key_file(data_dir)
+        self._guesses = Guesses()
 
     @property
     def has_password(self) -> bool:
@@ -37,23 +35,31 @@ class Auth:
         """Return whether this request may see data."""
         return self._has_session() or self._has_token()
 
-    def log_in(self, password: str) -> bool:
-        """Open a session if the password is right. Ask `locked` first."""
+    def may_guess(self, client: str) -> bool:
+        """Count a guess of this client; False when there were too many in the last minute."""
+        return self._guesses.allow(client)
+
+    def log_in(self, password: str, client: str) -> bool:
+        """Open a session if the password is right. Ask `may_guess` first."""
         if not self._password or not _same(password, self._password):
-            with self._lock:
-                self._failures.append(time.monotonic())
             return False
+        self._guesses.forgive(client)
         session.clear()
         session.permanent = True
         session["admin"] = self._fingerprint()
         return True
 
-    def locked(self) -> bool:
-        """Return whether there were too many wrong guesses in the last minute."""
-        with self._lock:
-            while self._failures and self._failures[0] < time.monotonic() - _GUESS_WINDOW_SECONDS:
-                self._failures.popleft()
-            return len(self._failures) >= _GUESSES
+    def log_out(self) -> None:
+        """End every session there is: a cookie that was copied somewhere must not outlive this one."""
+        # Strangers can ask for this too, and end nothing.
+        if self._has_session():
+            current_app.secret_key = secrets.token_bytes(_KEY_BYTES)
+            try:
+                _write_key(self._key_file, current_app.secret_key)
+            except OSError as error:
+                why = error.strerror
+                log.warning("%s cannot be written (%s): a restart may bring ended sessions back", self._key_file, why)
+        session.clear()
 
     def _has_session(self) -> bool:
         return bool(self._password) and _same(str(session.get("admin", "")), self._fingerprint())
@@ -69,17 +75,25 @@ class Auth:
 
 def session_key(data_dir: Path) -> bytes:
     """Return the key that signs sessions; it is made once and kept, so that a restart logs nobody out."""
-    path = data_dir / "session.key"
+    path = _key_file(data_dir)
     try:
         key = path.read_bytes() if path.exists() else b""
         # A start that was cut off may have left less of it.
         if len(key) != _KEY_BYTES:
             key = secrets.token_bytes(_KEY_BYTES)
-            path.touch(mode=0o600)
-            path.write_bytes(key)
+            _write_key(path, key)
     except OSError as error:
         raise StartError(f"{path} cannot be read or written: {error.strerror}") from error
     return key
+
+
+def _key_file(data_dir: Path) -> Path:
+    return data_dir / "session.key"
+
+
+def _write_key(path: Path, key: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(key)
 
 
 def _same(given: str, right: str) -> bool:

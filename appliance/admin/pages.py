@@ -2,10 +2,13 @@
 
 from datetime import UTC, datetime
 
-from flask import Blueprint, Response, redirect, render_template, request, session, url_for
+from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
 from appliance.admin.auth import Auth
+from appliance.admin.guesses import guesser
+from appliance.admin.sentences import ANY_SITE, held_up
+from appliance.collect.client import client_address
 from appliance.config import Settings
 from appliance.errors import DatabaseUnavailableError
 from appliance.store import events, overview
@@ -39,7 +42,7 @@ class _Pages:
     def __init__(self, settings: Settings, db: Database) -> None:
         self._settings = settings
         self._db = db
-        self._auth = Auth(settings.admin)
+        self._auth = Auth(settings.admin, settings.server.data_dir)
 
     def status(self) -> BaseResponse | tuple[str, int]:
         if not self._settings.admin.enabled:
@@ -54,10 +57,8 @@ class _Pages:
                 newest = events.newest(conn, limit=_NEWEST_EVENTS)
         except DatabaseUnavailableError as error:
             return render_template("away.html", reason=error), 503
-        page = render_template(
-            "status.html", state=state, newest=newest, settings=self._settings, now=datetime.now(UTC)
-        )
-        return Response(page)
+        shown = {"state": state, "newest": newest, "settings": self._settings, "any_site": ANY_SITE}
+        return Response(render_template("status.html", **shown, now=datetime.now(UTC), held_up=held_up))
 
     def login_form(self) -> BaseResponse | tuple[str, int]:
         if not self._auth.has_password:
@@ -65,16 +66,21 @@ class _Pages:
         return render_template("login.html", problem=None), 200
 
     def log_in(self) -> BaseResponse | tuple[str, int]:
-        if self._auth.locked():
+        client = self._client()
+        if not self._auth.may_guess(client):
             page = render_template("login.html", problem="Too many wrong passwords. Wait a minute.")
             return Response(page, status=429, headers={"Retry-After": "60"})
-        if not self._auth.log_in(request.form.get("password", "")):
+        if not self._auth.log_in(request.form.get("password", ""), client):
             return render_template("login.html", problem="That is not the password."), 401
         return redirect(url_for("admin.status"))
 
     def log_out(self) -> BaseResponse:
-        session.clear()
+        self._auth.log_out()
         return redirect(url_for("admin.login"))
+
+    def _client(self) -> str:
+        trusted = self._settings.server.trusted_proxies
+        return guesser(client_address(request.remote_addr, request.headers.get("X-Forwarded-For"), trusted))
 
 
 def _with_security_headers(answer: Response) -> Response:

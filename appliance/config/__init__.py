@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from appliance.config.problems import describe, did_you_mean
+from appliance.config.problems import describe, unknown_variable
 from appliance.config.sections import Admin, Bucket, DirectoryBucket, Export, S3Bucket, Site
 from appliance.config.settings import ENV_PREFIX, Settings
 from appliance.config.values import ALL_SITES, SITE_ID_PATTERN
@@ -71,13 +71,9 @@ def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
 
 
 def _unknown_variables() -> list[str]:
-    known = set(Settings.model_fields)
-    return [
-        f"environment: {name}: there is no such option{did_you_mean(_path_of(name)[0], known)}"
-        for name in sorted(os.environ)
-        if name.upper().startswith(ENV_PREFIX) and _path_of(name)[0] not in known
-    ]
+    names = [name for name in sorted(os.environ) if name.upper().startswith(ENV_PREFIX)]
+    return [unknown_variable(name) for name in names if _section_of(name) not in Settings.model_fields]
 
 
-def _path_of(variable: str) -> list[str]:
-    return variable[len(ENV_PREFIX) :].lower().split("__")
+def _section_of(variable: str) -> str:
+    return variable[len(ENV_PREFIX) :].lower().partition("__")[0]

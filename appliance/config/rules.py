@@ -25,9 +25,23 @@ def with_default_job(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "buckets": buckets, "exports": {_LOCAL: {"client": _LOCAL}}}
 
 
+def with_kinds(values: dict[str, Any]) -> dict[str, Any]:
+    """Take a bucket with a path for a directory where its kind is missing: that is one mistake, not three."""
+    buckets = _mapping(values.get("buckets"))
+    meant = {name: {**buckets[name], "kind": "directory"} for name in _without_kind(buckets)}
+    return {**values, "buckets": {**buckets, **meant}} if meant else values
+
+
+def _without_kind(buckets: Mapping[str, Any]) -> list[str]:
+    options = {name: set(_mapping(bucket)) for name, bucket in buckets.items()}
+    return [name for name, given in options.items() if "path" in given and not given & {"kind", "bucket"}]
+
+
 def reference_problems(values: dict[str, Any]) -> Iterator[InitErrorDetails]:
     """Find what is wrong between sections: sites that stand twice, buckets and sites that no one defines."""
     buckets = _mapping(values.get("buckets"))
+    for name in _without_kind(buckets):
+        yield _problem(("buckets", name), 'kind = "directory" is missing', None)
     site_ids = [_mapping(site).get("id") for site in _list(values.get("sites"))]
     for index, site_id in enumerate(site_ids):
         if site_id is not None and site_id in site_ids[:index]:
@@ -81,5 +95,5 @@ def _problem(loc: tuple[str | int, ...], message: str, got: object) -> InitError
 
 def as_init_error(details: ErrorDetails) -> InitErrorDetails:
     """Return an error that pydantic has reported as one that it can be given again, with others."""
-    error = PydanticCustomError(details["type"], "{why}", {"why": details["msg"]})
+    error = PydanticCustomError(details["type"], "{why}", {**details.get("ctx", {}), "why": details["msg"]})
     return InitErrorDetails(type=error, loc=details["loc"], input=details["input"])

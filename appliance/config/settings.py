@@ -7,9 +7,9 @@ from pydantic import BaseModel, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from appliance.config.rules import as_init_error, reference_problems, with_default_job
+from appliance.config.rules import as_init_error, reference_problems, with_default_job, with_kinds
 from appliance.config.sections import Admin, Bucket, Collect, DatabaseSettings, Export, Server, Site
-from appliance.config.values import Name
+from appliance.config.values import DatabaseUrl, Name
 
 if TYPE_CHECKING:
     from pydantic_core import InitErrorDetails
@@ -27,6 +27,12 @@ class _Environment(EnvSettingsSource):
             return value
 
 
+class _Database(DatabaseSettings):
+    """The section with a URL that PostgreSQL's library can read."""
+
+    url: DatabaseUrl = SecretStr("")
+
+
 class Settings(BaseSettings):
     """All that can be configured. Read it with `load`; it never changes afterwards."""
 
@@ -35,7 +41,7 @@ class Settings(BaseSettings):
     )
 
     server: Server = Server()
-    database: DatabaseSettings = DatabaseSettings()
+    database: _Database = _Database()
     admin: Admin = Admin()
     collect: Collect = Collect()
     sites: tuple[Site, ...] = ()
@@ -61,7 +67,7 @@ class Settings(BaseSettings):
         values = with_default_job(values)
         problems: list[InitErrorDetails] = list(reference_problems(values))
         try:
-            settings = handler(values)
+            settings = handler(with_kinds(values))
         except ValidationError as error:
             problems += [as_init_error(details) for details in error.errors(include_url=False)]
         if problems:

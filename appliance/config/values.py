@@ -8,11 +8,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
+import psycopg
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 ALL_SITES = "*"
 SITE_ID_PATTERN = r"[A-Za-z0-9._-]{1,100}"
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 
@@ -28,6 +30,21 @@ def _resolve_secret(value: object) -> object:
             raise ValueError(f"the environment has no variable {name}")
         return os.environ[name]
     raise ValueError('write the secret itself, { file = "/run/secrets/x" } or { env = "NAME" }')
+
+
+def _check_secret(value: SecretStr) -> SecretStr:
+    # The environment may hold any bytes; no form and no request could ever bring the same.
+    if any("\ud800" <= character <= "\udfff" for character in value.get_secret_value()):
+        raise ValueError("it is not written in UTF-8")
+    return value
+
+
+def _check_database_url(value: SecretStr) -> SecretStr:
+    try:
+        psycopg.conninfo.conninfo_to_dict(value.get_secret_value())
+    except psycopg.ProgrammingError as error:
+        raise ValueError("write it as postgresql://user:password@host/name") from error
+    return value
 
 
 def _secret_file(path: Path) -> str:
@@ -58,9 +75,13 @@ def check_cron(value: str) -> str:
 
 
 def _check_origin(value: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s?#@]+", value):
+    """Accept an origin, and return it as a browser sends it: in small letters, without its scheme's own port."""
+    parts = re.fullmatch(r"(https?)://([^/\s?#@:\[\]]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", value.lower())
+    if not parts:
         raise ValueError("an origin is scheme and host alone, for example https://shop.example.com")
-    return value.lower()
+    scheme, host, port = parts.groups()
+    number = int(port) if port else _DEFAULT_PORTS[scheme]
+    return f"{scheme}://{host}" if number == _DEFAULT_PORTS[scheme] else f"{scheme}://{host}:{number}"
 
 
 def _check_prefix(value: str) -> str:
@@ -89,7 +110,21 @@ def matching(pattern: str, why: str) -> AfterValidator:
 
 
 def _network(value: object) -> object:
-    return ip_network(value) if isinstance(value, str) else value
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    try:
+        return ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(
+            'write a network such as "172.16.0.0/12" (with zeros behind its bits), or one address'
+        ) from error
+
+
+def _not_empty(value: object) -> object:
+    # Path("") is the directory where one happens to stand.
+    if value == "":
+        raise ValueError("write a path")
+    return value
 
 
 def _check_path(value: Path) -> Path:
@@ -100,8 +135,9 @@ def _check_path(value: Path) -> Path:
 
 
 Network: TypeAlias = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
-FilePath: TypeAlias = Annotated[Path, AfterValidator(_check_path)]
-Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
+FilePath: TypeAlias = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_check_path)]
+Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_resolve_secret), AfterValidator(_check_secret)]
+DatabaseUrl: TypeAlias = Annotated[Secret, AfterValidator(_check_database_url)]
 SiteId: TypeAlias = Annotated[str, matching(SITE_ID_PATTERN, "a site id has 1 to 100 letters, digits and . _ -")]
 SiteOrAll: TypeAlias = Annotated[str, matching(rf"\*|{SITE_ID_PATTERN}", 'write site ids, or "*" for every site')]
 Name: TypeAlias = Annotated[str, matching(_NAME_PATTERN, "a name has up to 63 small letters, digits and _ -")]

@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,11 +50,15 @@ class StoppedError(ApplianceError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one run did. `problems` are deliveries that stay pending, each with its reason."""
+    """What one run did. `problems` are deliveries that stay pending, each with its reason.
+
+    `batches` every bucket has now; of those that another bucket still waits for, `partly` says how many each got.
+    """
 
     job: str
     batches: int = 0
     row_count: int = 0
+    partly: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     blockers: tuple[Writer, ...] = ()
     skipped: bool = False
@@ -68,11 +73,14 @@ class Report:
         """One line for people."""
         if self.skipped:
             return "another run of this job is under way"
-        done = f"{self.row_count} events in {self.batches} {'batch' if self.batches == 1 else 'batches'} delivered"
-        if not self.batches:
-            done = "nothing new delivered"
+        done = [f"{self.row_count} events in {_batches(self.batches)} delivered"] if self.batches else []
+        done += [f"{_batches(number)} delivered to {bucket} alone" for bucket, number in self.partly.items()]
         waits = [f"nothing new was sealed: {writer}" for writer in self.blockers]
-        return "; ".join([done, *waits, *self.problems])
+        return "; ".join([*(done or ["nothing new delivered"]), *waits, *self.problems])
+
+
+def _batches(number: int) -> str:
+    return f"{number} {'batch' if number == 1 else 'batches'}"
 
 
 @dataclass(slots=True)
@@ -82,13 +90,19 @@ class _Tally:
     job: str
     batches: int = 0
     row_count: int = 0
+    partly: Counter[str] = field(default_factory=Counter)
     broken: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
     def report(self, blockers: tuple[Writer, ...] = ()) -> Report:
         problems = tuple(dict.fromkeys(self.problems))
         return Report(
-            job=self.job, batches=self.batches, row_count=self.row_count, problems=problems, blockers=blockers
+            job=self.job,
+            batches=self.batches,
+            row_count=self.row_count,
+            partly=dict(self.partly),
+            problems=problems,
+            blockers=blockers,
         )
 
 
@@ -262,10 +276,14 @@ class _Run:
                 ).deliver()
         with self._db.connection() as conn:
             settled = ledger.settle(conn, key)
+            owed = any(not delivery.delivered for delivery in ledger.deliveries(conn, key))
         if settled:
             log.info("export %s: batch %d delivered (%d events)", self._job, key.sequence, batch.row_count)
             self._tally.batches += 1
             self._tally.row_count += batch.row_count
+        elif owed:
+            # Those that failed are no longer among the targets.
+            self._tally.partly.update(list(targets))
 
     def _targets(self, batch: Batch) -> dict[str, Target]:
         """Return the buckets that wait for the batch and can take it, their attempts counted."""

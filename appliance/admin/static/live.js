@@ -3,6 +3,14 @@
   "use strict";
   const EVERY_MS = 3000;
 
+  // What somebody has scrolled to stays where it is.
+  function show(fresh) {
+    const live = document.getElementById("live");
+    const scrolled = [...live.querySelectorAll("section")].map((section) => section.scrollLeft);
+    live.replaceWith(fresh);
+    fresh.querySelectorAll("section").forEach((section, index) => (section.scrollLeft = scrolled[index] || 0));
+  }
+
   async function renew() {
     if (document.hidden) return;
     try {
@@ -13,7 +21,7 @@
       }
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = page.getElementById("live");
-      if (fresh) document.getElementById("live").replaceWith(fresh);
+      if (fresh) show(fresh);
     } catch (error) {
       console.info("The appliance does not answer; trying again.", error);
     }
