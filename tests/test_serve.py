@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -251,3 +252,29 @@ def status_of(url: str) -> int:
 def stored(box: Appliance) -> list[str]:
     with psycopg.connect(EmbeddedPostgres(box.data_dir).conninfo) as conn:
         return [row[0] for row in conn.execute("SELECT event_id::text FROM events_log ORDER BY 1")]
+
+
+def test_an_export_by_hand_with_another_file_ends_no_job_of_the_appliance(
+    appliance: Callable[..., Appliance], tmp_path: Path
+) -> None:
+    def config(job: str) -> dict[str, Any]:
+        (tmp_path / job).mkdir()
+        buckets = {job: {"kind": "directory", "path": str(tmp_path / job)}}
+        return {"buckets": buckets, "exports": {job: {"client": job, "schedule": "0 0 1 1 *"}}}
+
+    box = appliance(**config("acme")).start()
+    post(box)
+    other = Appliance(tmp_path, {**config("other"), "server": {"data_dir": str(box.data_dir)}})
+    other.run("export", "other")
+    conninfo = EmbeddedPostgres(box.data_dir).conninfo
+    with psycopg.connect(conninfo, autocommit=True) as conn:
+        covered = conn.execute("SELECT job FROM export_coverage WHERE active ORDER BY job").fetchall()
+        assert covered == [("acme",), ("other",)]
+        # The row is not marked before both have it.
+        assert conn.execute("SELECT count(exported_at) FROM events_log").fetchone() == (0,)
+        box.run("export")
+        assert conn.execute("SELECT count(exported_at) FROM events_log").fetchone() == (1,)
+    box.stop()
+    box.start()
+    with psycopg.connect(conninfo) as conn:
+        assert conn.execute("SELECT job FROM export_coverage WHERE active").fetchall() == [("acme",)]

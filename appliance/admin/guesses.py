@@ -4,7 +4,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from ipaddress import ip_network
 
 WINDOW_SECONDS = 60.0
 # A stranger who guesses locks out himself, not the admin.
@@ -39,10 +38,3 @@ class Guesses:
     def _forget_old(self) -> None:
         while self._recent and self._recent[0][0] <= self._clock() - WINDOW_SECONDS:
             self._recent.popleft()
-
-
-def guesser(address: str | None) -> str:
-    """Return whose guess it is: the address itself, or the /64 of IPv6, all of which one customer has."""
-    if address is None:
-        return ""
-    return str(ip_network(f"{address}/64", strict=False)) if ":" in address else address

@@ -6,9 +6,8 @@ from flask import Blueprint, Response, redirect, render_template, request, url_f
 from werkzeug.wrappers import Response as BaseResponse
 
 from appliance.admin.auth import Auth
-from appliance.admin.guesses import guesser
 from appliance.admin.sentences import ANY_SITE, held_up
-from appliance.collect.client import client_address
+from appliance.collect.client import rate_key, sender_address
 from appliance.config import Settings
 from appliance.errors import DatabaseUnavailableError
 from appliance.store import events, overview
@@ -79,8 +78,8 @@ class _Pages:
         return redirect(url_for("admin.login"))
 
     def _client(self) -> str:
-        trusted = self._settings.server.trusted_proxies
-        return guesser(client_address(request.remote_addr, request.headers.get("X-Forwarded-For"), trusted))
+        address = sender_address(request.environ, self._settings.server.trusted_proxies)
+        return rate_key(address) if address else ""
 
 
 def _with_security_headers(answer: Response) -> Response:

@@ -1,9 +1,9 @@
 """Who is speaking: the client's address, behind trusted proxies only, and as much of it as the site keeps. Pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Network: TypeAlias = IPv4Network | IPv6Network
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -46,6 +46,16 @@ def client_address(
             break
         address = following
     return address
+
+
+def sender_address(environ: Mapping[str, Any], trusted: Sequence[Network]) -> Address | None:
+    """Return the address of the client of a WSGI request."""
+    return client_address(
+        environ.get("REMOTE_ADDR"),
+        forwarded_for=environ.get("HTTP_X_FORWARDED_FOR"),
+        forwarded=environ.get("HTTP_FORWARDED"),
+        trusted=trusted,
+    )
 
 
 def kept_address(address: Address | None, policy: Literal["keep", "truncate", "drop"]) -> str | None:

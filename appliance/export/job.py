@@ -125,10 +125,15 @@ class Exporter:
             owing = ledger.jobs_with_unsettled(conn)
         return [*self._settings.exports, *(job for job in owing if job not in self._settings.exports)]
 
-    def sync_coverage(self) -> None:
-        """Write into the ledger what the configuration covers: rows are not marked before all their jobs have them."""
+    def sync_coverage(self, *, retire: bool = True) -> None:
+        """Write into the ledger what the configuration covers: rows are not marked before all their jobs have them.
+
+        Only `serve` ends what is no longer configured: a command that was given another file by mistake would end the
+        jobs of the appliance that runs, and rows would be marked that they have not delivered.
+        """
+        jobs = {name: export.sites for name, export in self._settings.exports.items()}
         with self._db.connection() as conn:
-            sealing.sync_coverage(conn, {name: export.sites for name, export in self._settings.exports.items()})
+            sealing.sync_coverage(conn, jobs, retire=retire)
 
     def run(self, job: str, *, wait_for_lease: bool = False) -> Report:
         """Deliver everything there is to deliver. A bucket that fails is in the report, the other one goes on.
@@ -196,9 +201,10 @@ class _Run:
         self._holder = holder
         self._tally = tally
         self._tried: set[Key] = set()
+        self._unanswered: set[str] = set()
 
     def work(self) -> Report:
-        self._sync_coverage()
+        self._sync_coverage(retire=False)
         self._deliver_owed()
         blockers = self._seal_and_deliver()
         ledger.mark_settled_rows(self._db)
@@ -321,11 +327,15 @@ class _Run:
         A bucket that does not answer is no reason to stop: it is asked again before the first byte leaves.
         """
         for name, prefix in self._plan().buckets.items():
-            if name in self._tally.broken:
+            if name in self._tally.broken or name in self._unanswered:
                 continue
-            stands = False
-            with suppress(BucketError):
+            try:
                 stands = self._manifest_stands(self._buckets[name], prefix, key)
+            except BucketError as error:
+                # Asked again and again it would cost its time-out each time; it is told with the first batch it misses.
+                log.info("bucket %s does not say whether batch %s stands there: %s", name, key, error)
+                self._unanswered.add(name)
+                continue
             if stands:
                 with self._db.connection() as conn:
                     if ledger.exists(conn, key):

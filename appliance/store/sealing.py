@@ -82,8 +82,10 @@ def open_writers(conn: Connection) -> list[Writer]:
     return [Writer(transaction=t, pid=pid, age_seconds=age, application=name) for t, pid, age, name in rows]
 
 
-def sync_coverage(conn: Connection, jobs: Mapping[str, Sequence[str]]) -> None:
+def sync_coverage(conn: Connection, jobs: Mapping[str, Sequence[str]], *, retire: bool = True) -> None:
     """Make the ledger's coverage what the configuration says: site ids, or "*", by job.
+
+    Without `retire` nothing ends: what the ledger covers beyond this configuration may be another process's.
 
     A job or site that is new starts at the beginning, so that rows that still stand are caught up; one that is gone
     ends, and takes up again where it ended should it come back. No row is covered twice: a site that "*" has covered
@@ -99,11 +101,12 @@ def sync_coverage(conn: Connection, jobs: Mapping[str, Sequence[str]]) -> None:
                 {"job": job, "site": site},
             )
         conn.execute(
-            "UPDATE export_coverage SET active = NOT active WHERE job = %(job)s"
+            "UPDATE export_coverage SET active = NOT active WHERE job = %(job)s AND (NOT active OR %(retire)s)"
             " AND active IS DISTINCT FROM (site = ANY(%(sites)s) OR '*' = ANY(%(sites)s))",
-            {"job": job, "sites": list(sites)},
+            {"job": job, "sites": list(sites), "retire": retire},
         )
-    conn.execute("UPDATE export_coverage SET active = false WHERE active AND job <> ALL(%s)", (list(jobs),))
+    if retire:
+        conn.execute("UPDATE export_coverage SET active = false WHERE active AND job <> ALL(%s)", (list(jobs),))
 
 
 def next_key(conn: Connection, job: str) -> Key | None:
