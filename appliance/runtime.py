@@ -13,6 +13,7 @@ from werkzeug.wrappers import Response
 
 from appliance.admin import demo, health, pages
 from appliance.admin.auth import session_key
+from appliance.admin.sentences import ANY_SITE
 from appliance.collect import routes as collect
 from appliance.collect.admission import Admission
 from appliance.collect.inbox import Inbox
@@ -54,6 +55,8 @@ class Runtime:
 
     def start(self) -> None:
         """Open everything. The database may come later: until then events go to the spool. Raises StartError."""
+        if not self.settings.sites:
+            log.warning(ANY_SITE)
         self.inbox.start()
         self.db.open()
         self.refusals.start()
@@ -84,6 +87,10 @@ class Runtime:
             preparing = self._preparer.is_alive()
             notes.append("the database is being prepared" if preparing else "the scheduler does not run")
         return notes
+
+    def warnings(self) -> list[str]:
+        """Say to the admin what the notes say, and what is wrong with the configuration as traffic shows."""
+        return [*self.problems(), *self.notes(), *self.admission.warnings()]
 
     def _prepare(self) -> None:
         """Wait for the database, bring its schema up to date, then let the scheduler run."""
@@ -128,7 +135,7 @@ def create_app(runtime: Runtime) -> Flask:
     app.register_blueprint(
         health.blueprint(runtime.db, settings.server.data_dir, problems=runtime.problems, notes=runtime.notes)
     )
-    app.register_blueprint(pages.blueprint(settings, runtime.db))
+    app.register_blueprint(pages.blueprint(settings, runtime.db, notes=runtime.warnings))
     if settings.server.demo:
         app.register_blueprint(demo.blueprint())
     app.add_url_rule("/", view_func=lambda: _front(settings), endpoint="front")

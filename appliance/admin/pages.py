@@ -1,5 +1,6 @@
 """The admin page: events in, waiting, exported, and the last runs."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from flask import Blueprint, Response, redirect, render_template, request, url_for
@@ -10,11 +11,14 @@ from appliance.admin.sentences import ANY_SITE, held_up
 from appliance.collect.client import rate_key, sender_address
 from appliance.config import Settings
 from appliance.errors import DatabaseUnavailableError
-from appliance.store import events, overview
+from appliance.store import events, overview, quarantine
 from appliance.store.database import Database
 
 _NEWEST_EVENTS = 15
 _SHOWN_RUNS = 10
+_SHOWN_REFUSED = 10
+_SHOWN_BYTES = 300
+_ANSWER_SECONDS = 10.0
 
 # Nothing but this server's own files runs or loads here, whatever an event's text may hold.
 _CONTENT_POLICY = (
@@ -23,24 +27,26 @@ _CONTENT_POLICY = (
 )
 
 
-def blueprint(settings: Settings, db: Database) -> Blueprint:
-    """Return the admin's routes."""
+def blueprint(settings: Settings, db: Database, *, notes: Callable[[], list[str]]) -> Blueprint:
+    """Return the admin's routes. `notes` says what is not as it should be."""
     routes = Blueprint("admin", __name__, url_prefix="/admin", template_folder="templates", static_folder="static")
-    pages = _Pages(settings, db)
+    pages = _Pages(settings, db, notes)
     routes.add_url_rule("/", view_func=pages.status, endpoint="status")
     routes.add_url_rule("/login", view_func=pages.login_form, endpoint="login")
     routes.add_url_rule("/login", view_func=pages.log_in, methods=["POST"], endpoint="log_in")
     routes.add_url_rule("/logout", view_func=pages.log_out, methods=["POST"], endpoint="log_out")
     routes.add_app_template_filter(_moment, "moment")
     routes.add_app_template_filter(_number, "number")
+    routes.add_app_template_filter(_beginning, "beginning")
     routes.after_request(_with_security_headers)
     return routes
 
 
 class _Pages:
-    def __init__(self, settings: Settings, db: Database) -> None:
+    def __init__(self, settings: Settings, db: Database, notes: Callable[[], list[str]]) -> None:
         self._settings = settings
         self._db = db
+        self._notes = notes
         self._auth = Auth(settings.admin, settings.server.data_dir)
 
     def status(self) -> BaseResponse | tuple[str, int]:
@@ -51,13 +57,18 @@ class _Pages:
                 return render_template("off.html", token_only=True), 401
             return redirect(url_for("admin.login"))
         try:
-            with self._db.connection(wait_seconds=2) as conn:
+            with self._db.connection(wait_seconds=2, answer_seconds=_ANSWER_SECONDS) as conn:
                 state = overview.read(conn, run_limit=_SHOWN_RUNS)
-                newest = events.newest(conn, limit=_NEWEST_EVENTS)
+                shown = {
+                    "state": state,
+                    "newest": events.newest(conn, limit=_NEWEST_EVENTS),
+                    "refusals": quarantine.counts_of_a_day(conn),
+                    "quarantine": quarantine.newest(conn, limit=_SHOWN_REFUSED),
+                }
         except DatabaseUnavailableError as error:
-            return render_template("away.html", reason=error), 503
-        shown = {"state": state, "newest": newest, "settings": self._settings, "any_site": ANY_SITE}
-        return Response(render_template("status.html", **shown, now=datetime.now(UTC), held_up=held_up))
+            return render_template("away.html", reason=error, notes=self._notes()), 503
+        words = {"settings": self._settings, "any_site": ANY_SITE, "held_up": held_up, "notes": self._notes()}
+        return Response(render_template("status.html", **shown, **words, now=datetime.now(UTC)))
 
     def login_form(self) -> BaseResponse | tuple[str, int]:
         if not self._auth.has_password:
@@ -97,3 +108,9 @@ def _moment(value: datetime | None) -> str:
 
 def _number(value: int) -> str:
     return f"{value:,}".replace(",", "\u202f")
+
+
+def _beginning(content: bytes | None) -> str:
+    """Show a person how something began that may be no text at all."""
+    text = (content or b"")[:_SHOWN_BYTES].decode(errors="replace")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

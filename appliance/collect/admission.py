@@ -67,6 +67,13 @@ class Admission:
                 address,
             )
 
+    def warnings(self) -> list[str]:
+        """Say what traffic has shown to be missing in the configuration."""
+        if self.proxy is None:
+            return []
+        lost = "visitors' addresses are lost and not limited"
+        return [f"Requests come through the proxy {self.proxy}, which server.trusted_proxies does not name: {lost}."]
+
     def site(self, site_id: str) -> Site | None:
         """Return the configured site."""
         return self._sites.get(site_id)
