@@ -31,8 +31,8 @@ from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target
 from appliance.store import ledger, runs, sealing
 from appliance.store.database import Database
+from appliance.store.events import EXPORT_SCHEMA_VERSION
 from appliance.store.ledger import Batch, Delivery, Key
-from appliance.store.migrations import SCHEMA_VERSION
 from appliance.store.sealing import Writer
 
 log = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ class _Run:
             object_rows=OBJECT_ROWS,
             object_bytes=OBJECT_BYTES,
             batch_rows=BATCH_ROWS,
-            schema_version=SCHEMA_VERSION,
+            schema_version=EXPORT_SCHEMA_VERSION,
             buckets={name: self._settings.buckets[name].prefix for name in export.bucket_names},
         )
 
