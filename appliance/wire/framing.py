@@ -111,10 +111,10 @@ class Incoming:
         return True
 
     def _find_end_of_trailers(self, last_line_end: int) -> None:
-        end = self.buffer.find(b"\r\n\r\n", last_line_end)
+        end = self.buffer.find(b"\r\n\r\n", last_line_end, last_line_end + _MAX_TRAILER_BYTES)
         if end >= 0:
             self._end = end + 4
-        elif len(self.buffer) - last_line_end > _MAX_TRAILER_BYTES:
+        elif len(self.buffer) - last_line_end >= _MAX_TRAILER_BYTES:
             raise FramingError(431, "the trailers of the request are too large")
 
 
