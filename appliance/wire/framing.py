@@ -19,6 +19,8 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IG
 _CODING_NAME = re.compile(rb"\r\n[ \t]*transfer-encoding[ \t]*:", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)
 _EXPECTS = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
+# Those of HTTP/1.0 know no "100 Continue" and would take it for the answer.
+_HTTP_1_0 = re.compile(rb"(?:\r\n)?[^\r]* HTTP/1\.0\r\n")
 _CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(;[^\r\n]*)?")
 
 
@@ -72,7 +74,7 @@ class Incoming:
         if length is not None:
             self._check_size(length)
             self._end = self._body_from + length
-        self.expects_continue = length != 0 and _EXPECTS.search(head) is not None
+        self.expects_continue = length != 0 and _EXPECTS.search(head) is not None and not _HTTP_1_0.match(head)
         return True
 
     def _check_size(self, body_bytes: int) -> None:
