@@ -47,6 +47,7 @@ class Incoming:
         self._end: int | None = None
         self._chunk_at = 0
         self._chunks = 0
+        self._chunked_bytes = 0
 
     def take(self) -> bytes | None:
         """Return the request at the front if it is whole, and forget it. Raises FramingError."""
@@ -96,17 +97,20 @@ class Incoming:
             if size == 0:
                 self._find_end_of_trailers(line_end)
                 return
-            if not self._skip_chunk(line_end + 2 + size):
+            if not self._skip_chunk(line_end + 2, size):
                 return
 
-    def _skip_chunk(self, data_end: int) -> bool:
+    def _skip_chunk(self, data_from: int, size: int) -> bool:
         """Move on to the chunk behind this one; False while this one is not here."""
-        self._check_size(data_end - self._body_from)
+        # Without what stands around the data: a body may be as large in chunks as in one piece.
+        self._check_size(self._chunked_bytes + size)
+        data_end = data_from + size
         if len(self.buffer) < data_end + 2:
             return False
         if self.buffer[data_end : data_end + 2] != b"\r\n":
             raise FramingError(400, "a chunk is longer than its size")
         self._chunk_at = data_end + 2
+        self._chunked_bytes += size
         self._chunks += 1
         if self._chunks > MAX_CHUNKS:
             raise FramingError(413, "the body has too many chunks")
