@@ -130,8 +130,8 @@ class Worker(ThreadWorker):
             self._turn()
         self.set_accept_enabled(enabled=False)
         now = time.monotonic()
-        self._idle.hurry(now + _STOP_IDLE_SECONDS)
-        self._incomplete.hurry(now + _LINGER_SECONDS)
+        self._idle.hurry(now, seconds=_STOP_IDLE_SECONDS)
+        self._incomplete.hurry(now, seconds=_LINGER_SECONDS)
         while self.nr_conns > 0 and time.monotonic() < now + self.cfg.graceful_timeout:
             self._turn()
         self.tpool.shutdown(wait=False)
