@@ -13,6 +13,7 @@ import struct
 import time
 from fcntl import ioctl
 from functools import partial
+from io import BytesIO
 from ipaddress import ip_address
 from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, Any
@@ -336,8 +337,8 @@ class Worker(ThreadWorker):
             # Made of bytes that are all here: whatever the parser thinks of them, it never waits for more.
             parser = http.get_parser(self.cfg, [request], conn.client)
             req = next(parser)
-            usable = self.handle_request(req, conn) and parser.finish_body() and not parser.unreader.take_buffered()
-            return bool(usable)
+            _read_body(req, parser.unreader)
+            return bool(self.handle_request(req, conn))
         except StopIteration:
             return False
         except errors.ParseException as error:
@@ -350,6 +351,15 @@ class Worker(ThreadWorker):
             if req is not None:
                 _send_now(conn.sock, _refusal(500))
         return False
+
+
+def _read_body(req: Any, unreader: Any) -> None:
+    """Read the body before anybody answers, so that what is wrong with it is answered once, and with 400."""
+    req.body = BytesIO(req.body.read())
+    if unreader.take_buffered():
+        raise errors.ParseException
+    # Whoever waited to be asked for the body has been (_advance); gunicorn would ask again.
+    req._expected_100_continue = False  # noqa: SLF001 - there is no other way to tell it
 
 
 def _received(sock: socket.socket) -> bytes | None:
