@@ -11,6 +11,7 @@ import selectors
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from fcntl import ioctl
 from functools import partial
 from io import BytesIO
@@ -48,6 +49,7 @@ _MAX_QUEUED = 1_024
 # Bodies that are too large are read up to here, so that the client gets its answer and the connection stays usable.
 _MIN_READ_BYTES = 1024 * 1024
 _RECEIVE_BYTES = 65_536
+_PARSED_BYTES = 16_384
 # An answer fits into the socket's buffer as long as the client reads: who leaves this much unread gets no more.
 _SEND_BUFFER_BYTES = 262_144
 _UNREAD_BYTES = 65_536
@@ -335,7 +337,7 @@ class Worker(ThreadWorker):
         req = None
         try:
             # Made of bytes that are all here: whatever the parser thinks of them, it never waits for more.
-            parser = http.get_parser(self.cfg, [request], conn.client)
+            parser = http.get_parser(self.cfg, _pieces(request), conn.client)
             req = next(parser)
             _read_body(req, parser.unreader)
             return bool(self.handle_request(req, conn))
@@ -351,6 +353,11 @@ class Worker(ThreadWorker):
             if req is not None:
                 _send_now(conn.sock, _refusal(500))
         return False
+
+
+def _pieces(request: bytes) -> Iterator[bytes]:
+    """Cut it up: for each chunk the parser copies all that it was given and has not read yet."""
+    return (request[start : start + _PARSED_BYTES] for start in range(0, len(request), _PARSED_BYTES))
 
 
 def _read_body(req: Any, unreader: Any) -> None:
