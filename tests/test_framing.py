@@ -300,9 +300,9 @@ def test_what_is_taken_and_what_is_left_is_all_that_came_in(data: bytes) -> None
 FOLLOWING = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def left_by_parser(request: bytes) -> bytes | None:
-    """Let gunicorn read a request with another behind it; return what it leaves, None where it refuses."""
-    source = iter([request, FOLLOWING])
+def left_by_parser(request: bytes, size: int) -> bytes | None:
+    """Let gunicorn read a request in pieces with another behind it; return what it leaves, None where it refuses."""
+    source = iter([*cut(request, range(0, len(request), size)), FOLLOWING])
     parser = http.get_parser(Config(), source, ("127.0.0.1", 1))
     try:
         message = next(parser)
@@ -323,12 +323,13 @@ def left_by_parser(request: bytes) -> bytes | None:
 @example(data=POST + b"Content-Length\xc2\xa0: 5\r\n\r\nhello")
 def test_gunicorn_never_ends_a_request_at_another_place(data: bytes) -> None:
     for request in taken([data])[0]:
-        assert left_by_parser(request) in {FOLLOWING, None}
+        left = left_by_parser(request, len(request))
+        assert left in {FOLLOWING, None}
+        assert left_by_parser(request, 3) == left
 
 
 @pytest.mark.parametrize("request_bytes", WHOLE.values(), ids=WHOLE)
 def test_gunicorn_ends_a_well_formed_request_at_the_same_place(request_bytes: bytes) -> None:
-    if len(request_bytes) < MAX_HEAD_BYTES:
-        assert left_by_parser(request_bytes) == FOLLOWING
-    else:
-        assert left_by_parser(request_bytes) is None
+    expected = FOLLOWING if len(request_bytes) < MAX_HEAD_BYTES else None
+    assert left_by_parser(request_bytes, len(request_bytes)) == expected
+    assert left_by_parser(request_bytes, 100) == expected
