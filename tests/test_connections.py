@@ -309,6 +309,7 @@ def test_a_body_that_is_too_large_is_refused_while_it_still_comes(box: Appliance
         sock.sendall(head)
         for _ in range(8):
             sock.sendall(chunk)
+            time.sleep(0.08)
         answer = answer_of(stream)
         assert answer is not None
         assert answer.status == 413
@@ -582,6 +583,8 @@ def test_stopping_does_not_wait_for_requests_that_never_become_whole(another: Ap
         started = time.monotonic()
         assert another.stop() == 0
         assert time.monotonic() - started < 8
+    # It was not killed: then it would not have come to this.
+    assert "worker stopped" in another.log
 
 
 def test_stopping_does_not_wait_for_the_next_request_of_whom_it_has_just_answered(
@@ -598,3 +601,4 @@ def test_stopping_does_not_wait_for_the_next_request_of_whom_it_has_just_answere
         assert all_answers(stream) == [200]
         assert another.process.wait(30) == 0
         assert time.monotonic() - started < 5
+    assert "worker stopped" in another.log

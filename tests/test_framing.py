@@ -139,6 +139,8 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "a blank before a chunk size": (400, CHUNKED + b" 5\r\nhello\r\n0\r\n\r\n"),
     "a chunk size that overflows": (400, CHUNKED + b"100000005\r\nhello\r\n0\r\n\r\n"),
     "a chunk size with a bare LF": (400, CHUNKED + b"5\nhello\r\n0\r\n\r\n"),
+    "a chunk size with a bare CR": (400, CHUNKED + b"5\r\r\nhello\r\n0\r\n\r\n"),
+    "a chunk size with both the wrong way round": (400, CHUNKED + b"5\n\r\nhello\r\n0\r\n\r\n"),
     "a chunk extension with a bare LF": (400, CHUNKED + b"5;a\nb\r\nhello\r\n0\r\n\r\n"),
     "a chunk extension with a bare CR": (400, CHUNKED + b"5;a\rb\r\nhello\r\n0\r\n\r\n"),
     "an endless chunk extension": (400, CHUNKED + b"5;" + b"a" * 300),
