@@ -576,13 +576,15 @@ def another(appliance: Callable[..., Appliance]) -> Appliance:
 
 def test_stopping_does_not_wait_for_requests_that_never_become_whole(another: Appliance) -> None:
     with ExitStack() as stack:
+        socks = []
         for place in range(200):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", another.port), timeout=30))
-            sock.sendall(UNFINISHED[place % len(UNFINISHED)])
+            socks.append(stack.enter_context(socket.create_connection(("127.0.0.1", another.port), timeout=30)))
+            socks[-1].sendall(UNFINISHED[place % len(UNFINISHED)])
         assert sent(another, post("v")) == [200]
         started = time.monotonic()
         assert another.stop() == 0
         assert time.monotonic() - started < 8
+        assert Counter(sock.recv(12) for sock in socks) == {b"HTTP/1.1 408": 150, b"": 50}
     # It was not killed: then it would not have come to this.
     assert "worker stopped" in another.log
 
