@@ -11,8 +11,10 @@ import selectors
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from fcntl import ioctl
 from functools import partial
+from io import BytesIO
 from ipaddress import ip_address
 from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, Any
@@ -47,6 +49,7 @@ _MAX_QUEUED = 1_024
 # Bodies that are too large are read up to here, so that the client gets its answer and the connection stays usable.
 _MIN_READ_BYTES = 1024 * 1024
 _RECEIVE_BYTES = 65_536
+_PARSED_BYTES = 16_384
 # An answer fits into the socket's buffer as long as the client reads: who leaves this much unread gets no more.
 _SEND_BUFFER_BYTES = 262_144
 _UNREAD_BYTES = 65_536
@@ -130,8 +133,8 @@ class Worker(ThreadWorker):
             self._turn()
         self.set_accept_enabled(enabled=False)
         now = time.monotonic()
-        self._idle.hurry(now + _STOP_IDLE_SECONDS)
-        self._incomplete.hurry(now + _LINGER_SECONDS)
+        self._idle.hurry(now, seconds=_STOP_IDLE_SECONDS)
+        self._incomplete.hurry(now, seconds=_LINGER_SECONDS)
         while self.nr_conns > 0 and time.monotonic() < now + self.cfg.graceful_timeout:
             self._turn()
         self.tpool.shutdown(wait=False)
@@ -334,10 +337,10 @@ class Worker(ThreadWorker):
         req = None
         try:
             # Made of bytes that are all here: whatever the parser thinks of them, it never waits for more.
-            parser = http.get_parser(self.cfg, [request], conn.client)
+            parser = http.get_parser(self.cfg, _pieces(request), conn.client)
             req = next(parser)
-            usable = self.handle_request(req, conn) and parser.finish_body() and not parser.unreader.take_buffered()
-            return bool(usable)
+            _read_body(req, parser.unreader)
+            return bool(self.handle_request(req, conn))
         except StopIteration:
             return False
         except errors.ParseException as error:
@@ -350,6 +353,20 @@ class Worker(ThreadWorker):
             if req is not None:
                 _send_now(conn.sock, _refusal(500))
         return False
+
+
+def _pieces(request: bytes) -> Iterator[bytes]:
+    """Cut it up: for each chunk the parser copies all that it was given and has not read yet."""
+    return (request[start : start + _PARSED_BYTES] for start in range(0, len(request), _PARSED_BYTES))
+
+
+def _read_body(req: Any, unreader: Any) -> None:
+    """Read the body before anybody answers, so that what is wrong with it is answered once, and with 400."""
+    req.body = BytesIO(req.body.read())
+    if unreader.take_buffered():
+        raise errors.ParseException
+    # Whoever waited to be asked for the body has been (_advance); gunicorn would ask again.
+    req._expected_100_continue = False  # noqa: SLF001 - there is no other way to tell it
 
 
 def _received(sock: socket.socket) -> bytes | None:

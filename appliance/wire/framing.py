@@ -19,6 +19,8 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IG
 _CODING_NAME = re.compile(rb"\r\n[ \t]*transfer-encoding[ \t]*:", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)
 _EXPECTS = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
+# Those of HTTP/1.0 know no "100 Continue" and would take it for the answer.
+_HTTP_1_0 = re.compile(rb"(?:\r\n)?[^\r]* HTTP/1\.0\r\n")
 _CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(;[^\r\n]*)?")
 
 
@@ -45,6 +47,7 @@ class Incoming:
         self._end: int | None = None
         self._chunk_at = 0
         self._chunks = 0
+        self._chunked_bytes = 0
 
     def take(self) -> bytes | None:
         """Return the request at the front if it is whole, and forget it. Raises FramingError."""
@@ -72,7 +75,7 @@ class Incoming:
         if length is not None:
             self._check_size(length)
             self._end = self._body_from + length
-        self.expects_continue = length != 0 and _EXPECTS.search(head) is not None
+        self.expects_continue = length != 0 and _EXPECTS.search(head) is not None and not _HTTP_1_0.match(head)
         return True
 
     def _check_size(self, body_bytes: int) -> None:
@@ -94,27 +97,30 @@ class Incoming:
             if size == 0:
                 self._find_end_of_trailers(line_end)
                 return
-            if not self._skip_chunk(line_end + 2 + size):
+            if not self._skip_chunk(line_end + 2, size):
                 return
 
-    def _skip_chunk(self, data_end: int) -> bool:
+    def _skip_chunk(self, data_from: int, size: int) -> bool:
         """Move on to the chunk behind this one; False while this one is not here."""
-        self._check_size(data_end - self._body_from)
+        # Without what stands around the data: a body may be as large in chunks as in one piece.
+        self._check_size(self._chunked_bytes + size)
+        data_end = data_from + size
         if len(self.buffer) < data_end + 2:
             return False
         if self.buffer[data_end : data_end + 2] != b"\r\n":
             raise FramingError(400, "a chunk is longer than its size")
         self._chunk_at = data_end + 2
+        self._chunked_bytes += size
         self._chunks += 1
         if self._chunks > MAX_CHUNKS:
             raise FramingError(413, "the body has too many chunks")
         return True
 
     def _find_end_of_trailers(self, last_line_end: int) -> None:
-        end = self.buffer.find(b"\r\n\r\n", last_line_end)
+        end = self.buffer.find(b"\r\n\r\n", last_line_end, last_line_end + _MAX_TRAILER_BYTES)
         if end >= 0:
             self._end = end + 4
-        elif len(self.buffer) - last_line_end > _MAX_TRAILER_BYTES:
+        elif len(self.buffer) - last_line_end >= _MAX_TRAILER_BYTES:
             raise FramingError(431, "the trailers of the request are too large")
 
 

@@ -43,9 +43,10 @@ class WaitingRoom(Generic[T]):
                 return
             yield one
 
-    def hurry(self, deadline: float) -> None:
-        """Let nobody wait longer than until then."""
-        self._deadlines = {one: min(due, deadline) for one, due in self._deadlines.items()}
+    def hurry(self, now: float, *, seconds: float) -> None:
+        """Let nobody wait longer than this from now on, and nobody who comes later either."""
+        self._seconds = min(self._seconds, seconds)
+        self._deadlines = {one: min(due, now + self._seconds) for one, due in self._deadlines.items()}
 
 
 class PerAddress(Generic[T]):
