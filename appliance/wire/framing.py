@@ -14,10 +14,10 @@ MAX_CHUNKS = 4_096
 _MAX_CHUNK_LINE_BYTES = 256
 _MAX_TRAILER_BYTES = 8_192
 
-_LENGTH_NAME = re.compile(rb"\r\n[ \t]*content-length[ \t]*:", re.IGNORECASE)
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IGNORECASE)
-_CODING_NAME = re.compile(rb"\r\n[ \t]*transfer-encoding[ \t]*:", re.IGNORECASE)
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)
+_LENGTH_NAME = re.compile(rb"\r\n[ \t]*content-length[ \t]*:")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
+_CODING_NAME = re.compile(rb"\r\n[ \t]*transfer-encoding[ \t]*:")
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n")
 _EXPECTS = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 # Those of HTTP/1.0 know no "100 Continue" and would take it for the answer.
 _HTTP_1_0 = re.compile(rb"(?:\r\n)?[^\r]* HTTP/1\.0\r\n")
@@ -128,15 +128,17 @@ def _body_length(head: bytes) -> int | None:
     """Return the body's length in bytes; None where it comes in chunks."""
     if head.count(b"\n") != head.count(b"\r\n") or b"\n " in head or b"\n\t" in head:
         raise FramingError(400, "the head of the request is malformed")
-    lengths = len(_LENGTH_NAME.findall(head))
-    codings = len(_CODING_NAME.findall(head))
+    # Every request comes by here: the expressions are for those heads alone that have the words in them.
+    small = head.lower()
+    lengths = len(_LENGTH_NAME.findall(small)) if b"content-length" in small else 0
+    codings = len(_CODING_NAME.findall(small)) if b"transfer-encoding" in small else 0
     if not lengths and not codings:
         return 0
     if codings:
-        if codings > 1 or lengths or not _CHUNKED.search(head):
+        if codings > 1 or lengths or not _CHUNKED.search(small):
             raise FramingError(400, "the length of the body is given in two ways or by an unknown one")
         return None
-    length = _LENGTH.search(head)
+    length = _LENGTH.search(small)
     if lengths > 1 or length is None:
         raise FramingError(400, "the length of the body is no number")
     return int(length[1])
