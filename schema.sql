@@ -90,6 +90,7 @@ CREATE TABLE export_batches (
     settled_at      TIMESTAMPTZ,
     manifest        TEXT,
     manifest_sha256 TEXT,
+    escape_formulas BOOLEAN NOT NULL DEFAULT false,
     PRIMARY KEY (job, sequence)
 );
 CREATE INDEX export_batches_sealed ON export_batches (job, sequence) WHERE state = 'sealed';

@@ -15,7 +15,7 @@ import pytest
 from conftest import S3Server, make_settings
 
 from appliance.export.buckets import Bucket
-from appliance.export.formats import LocalObject
+from appliance.export.files import LocalObject
 from appliance.export.job import Exporter
 from appliance.store.database import Connection, Database
 

@@ -19,7 +19,7 @@ from moto.server import ThreadedMotoServer
 from appliance.errors import BucketError, ForeignObjectError
 from appliance.export import buckets
 from appliance.export.buckets import Bucket
-from appliance.export.formats import LocalObject, described
+from appliance.export.files import LocalObject, described
 
 KEY = "raw/site=shop/date=2026-01-02/hour=03/acme-0000000001-0001.jsonl.gz"
 CONTENT = b'{"a": 1}\n' * 1000

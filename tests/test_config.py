@@ -51,7 +51,7 @@ def test_without_a_file_it_collects_into_a_local_copy() -> None:
     assert not settings.server.demo
     (job,) = settings.exports.items()
     assert job[0] == "local"
-    assert (job[1].sites, job[1].format, job[1].compression) == (("*",), "jsonl", "gzip")
+    assert (job[1].sites, job[1].format, job[1].codec) == (("*",), "jsonl", "gzip")
     bucket = settings.buckets[job[1].client]
     assert isinstance(bucket, DirectoryBucket)
     assert bucket.path.is_relative_to("/data")

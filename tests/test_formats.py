@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ import pytest
 from conftest import store_events
 
 from appliance.errors import BatchChangedError, DatabaseUnavailableError
-from appliance.export.formats import object_key, write_objects
+from appliance.export.objects import object_key, write_objects
 from appliance.store.database import Database
 from appliance.store.ledger import Batch, Key, ObjectRecord
 from appliance.store.ranges import Range
-from appliance.store.reading import json_lines
+from appliance.store.reading import rows_of
 
 Conn = psycopg.Connection[Any]
 NOON = datetime(2026, 3, 4, 12, 30, tzinfo=UTC)
-EVERYTHING = [Range(site="*", from_id=0, to_id=10**9)]
+EVERYTHING = (Range(site="*", from_id=0, to_id=10**9),)
 
 
 def make_batch(compression: str = "none", *, rows: int = 10**6, size: int = 10**9) -> Batch:
@@ -40,6 +41,12 @@ def make_batch(compression: str = "none", *, rows: int = 10**6, size: int = 10**
         ranges=(),
         deliveries=(),
     )
+
+
+def sealed_batch(rows: int, format_: str = "jsonl", compression: str = "none", **options: Any) -> Batch:
+    """A batch of all that stands in the table, which should be so many rows."""
+    batch = make_batch(compression)
+    return replace(batch, row_count=rows, format=format_, ranges=EVERYTHING, **options)
 
 
 def record_batch(rows: Sequence[tuple[str, str, datetime | None]]) -> Any:
@@ -76,7 +83,7 @@ def unpack(compression: str, content: bytes) -> bytes:
 
 def export(conninfo: str, rows: int, directory: Path) -> list[tuple[ObjectRecord, bytes]]:
     """Write what stands in the table."""
-    with json_lines(conninfo, EVERYTHING, expected_rows=rows) as batches:
+    with rows_of(conninfo, sealed_batch(rows)) as batches:
         return write(batches, make_batch(), directory)
 
 
@@ -302,7 +309,7 @@ def test_other_than_the_sealed_number_of_rows_is_refused_before_the_first(
     store_events(db, 2)
     with (
         pytest.raises(BatchChangedError, match=f"{sealed} rows were sealed, 2 are there now"),
-        json_lines(conninfo, EVERYTHING, expected_rows=sealed),
+        rows_of(conninfo, sealed_batch(sealed)),
     ):
         pytest.fail("rows were lent")
 
@@ -315,7 +322,7 @@ def test_a_database_that_is_lost_while_rows_stream_is_unavailable(conn: Conn, co
     kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> %s AND datname = current_database()"
 
     def lose_it() -> None:
-        with json_lines(conninfo, EVERYTHING, expected_rows=1000) as batches:
+        with rows_of(conninfo, sealed_batch(1000)) as batches:
             next(batches)
             conn.execute(kill, (conn.info.backend_pid,))
             list(batches)

@@ -136,8 +136,20 @@ class Export(_Section):
     client: Name
     backup: NameOrNone = ""
     schedule: Annotated[str, AfterValidator(values.check_cron)] = "5 * * * *"
-    format: Literal["jsonl"] = "jsonl"
-    compression: Literal["gzip", "zstd", "none"] = "gzip"
+    format: Literal["jsonl", "parquet", "csv"] = "jsonl"
+    compression: Literal["", "gzip", "zstd", "none"] = ""
+    escape_formulas: bool = False
+
+    @property
+    def codec(self) -> str:
+        """The compression; without one named, the one that suits the format."""
+        return self.compression or ("zstd" if self.format == "parquet" else "gzip")
+
+    @model_validator(mode="after")
+    def _only_csv_has_formulas(self) -> "Export":
+        if self.escape_formulas and self.format != "csv":
+            raise ValueError('escape_formulas is for format = "csv" alone')
+        return self
 
     @property
     def bucket_names(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from appliance.config import DirectoryBucket as DirectorySettings
 from appliance.config import S3Bucket as S3Settings
 from appliance.config import Settings
 from appliance.errors import BucketError, ForeignObjectError
-from appliance.export.formats import LocalObject
+from appliance.export.files import LocalObject
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -8,7 +8,8 @@ from pathlib import Path
 from appliance.errors import ApplianceError, BatchChangedError, BucketError
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
-from appliance.export.formats import LocalObject, MadeObject, described, write_objects
+from appliance.export.files import LocalObject, described
+from appliance.export.objects import MadeObject, write_objects
 from appliance.store import ledger, reading
 from appliance.store.database import Database
 from appliance.store.ledger import Batch, Delivery, Key, ObjectRecord
@@ -60,7 +61,7 @@ class BatchDelivery:
 
     def _deliver_objects(self) -> None:
         try:
-            with reading.json_lines(self._conninfo, self._batch.ranges, expected_rows=self._batch.row_count) as rows:
+            with reading.rows_of(self._conninfo, self._batch) as rows:
                 for made in write_objects(rows, self._batch, self._directory):
                     self._safe_point()
                     local = self._as_recorded(made)

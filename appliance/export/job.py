@@ -250,9 +250,10 @@ class _Run:
         return sealing.Plan(
             job=self._job,
             format=export.format,
-            compression=export.compression,
+            compression=export.codec,
             object_rows=OBJECT_ROWS,
             object_bytes=OBJECT_BYTES,
+            escape_formulas=export.escape_formulas,
             batch_rows=BATCH_ROWS,
             schema_version=EXPORT_SCHEMA_VERSION,
             buckets={name: self._settings.buckets[name].prefix for name in export.bucket_names},

@@ -50,6 +50,7 @@ def build(
         "compression": batch.compression,
         "object_rows": batch.object_rows,
         "object_bytes": batch.object_bytes,
+        "escape_formulas": batch.escape_formulas,
         "schema_version": batch.schema_version,
         "ranges": [
             {"site": r.site, "except_sites": list(r.except_sites), "from_id": r.from_id, "to_id": r.to_id}

@@ -59,6 +59,7 @@ class Batch:
     manifest: str | None
     ranges: tuple[Range, ...]
     deliveries: tuple[Delivery, ...]
+    escape_formulas: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +118,14 @@ def exists(conn: Connection, key: Key) -> bool:
 def load(conn: Connection, key: Key) -> Batch:
     """Return a batch with its ranges and deliveries."""
     row = conn.execute(
-        "SELECT kind, sealed_at, row_count, format, compression, object_rows, object_bytes, schema_version, manifest"
+        "SELECT kind, sealed_at, row_count, format, compression, object_rows, object_bytes, escape_formulas,"
+        " schema_version, manifest"
         " FROM export_batches WHERE job = %s AND sequence = %s",
         (key.job, key.sequence),
     ).fetchone()
     if row is None:
         raise ApplianceError(f"the ledger has no batch {key}")
-    kind, sealed_at, row_count, format_, compression, object_rows, object_bytes, schema_version, manifest = row
+    kind, sealed_at, row_count, format_, compression, object_rows, object_bytes, escapes, schema_version, manifest = row
     return Batch(
         key=key,
         kind=kind,
@@ -133,6 +135,7 @@ def load(conn: Connection, key: Key) -> Batch:
         compression=compression,
         object_rows=object_rows,
         object_bytes=object_bytes,
+        escape_formulas=escapes,
         schema_version=schema_version,
         manifest=manifest,
         ranges=_ranges(conn, key),

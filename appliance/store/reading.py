@@ -1,6 +1,6 @@
 """The way out of the database: the rows of a sealed batch as a stream of Arrow record batches."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,8 @@ from psycopg.conninfo import make_conninfo
 
 from appliance.errors import BatchChangedError, DatabaseUnavailableError
 from appliance.store.events import EXPORTED_COLUMNS
-from appliance.store.ranges import Range, where
+from appliance.store.ledger import Batch
+from appliance.store.ranges import where
 
 # The partition in one sortable text: date, hour, and the site behind "+"; "-" alone is a row without a site. Arrival
 # decides the hour; a row put there by hand may lack it.
@@ -18,28 +19,41 @@ _ROWS = """
         CASE WHEN isfinite(coalesce(r.created_at, r.timestamp))
             THEN to_char(coalesce(r.created_at, r.timestamp), 'YYYY-MM-DD HH24') ELSE '- -' END
             || CASE WHEN r.site_id IS NULL THEN ' -' ELSE ' +' || r.site_id END AS partition,
-        row_to_json(r)::text || E'\\n' AS line,
-        CASE WHEN r.timestamp >= '0001-01-03' AND r.timestamp < '9999-12-30' THEN r.timestamp END AS event_time
+        {event_time} AS event_time,
+        {content}
     FROM (SELECT {columns} FROM events_log e WHERE {condition}) AS r
     ORDER BY r.site_id COLLATE "C" NULLS FIRST, date_trunc('hour', coalesce(r.created_at, r.timestamp)), r.id
 """
 _COLUMNS = sql.SQL(", ").join(sql.Identifier(column) for column in EXPORTED_COLUMNS)
+_JSON_LINE = sql.SQL("row_to_json(r)::text || E'\\n' AS line")
+_MOMENTS = frozenset({"timestamp", "created_at"})
+# Texts as JSON lines have them.
+_AS_TEXT = {
+    "event_id": "r.{}::text",
+    "ip_address": "abbrev(r.{})",
+    "raw_event_data": "r.{}::text",
+    "timestamp": "(to_json(r.{}) #>> '{{}}')",
+    "created_at": "(to_json(r.{}) #>> '{{}}')",
+}
 
 
 @contextmanager
-def json_lines(conninfo: str, ranges: Sequence[Range], *, expected_rows: int) -> Iterator[Iterator[Any]]:
-    """Lend the rows as record batches with the columns partition, line (JSON text with its newline) and event_time.
+def rows_of(conninfo: str, batch: Batch) -> Iterator[Iterator[Any]]:
+    """Lend the rows of a batch as record batches, in the way its format needs them.
 
-    They come ordered by site, hour of arrival and id, from one snapshot, and never more than a few MB at a time.
-    Raises BatchChangedError before the first row when there are more or fewer of them than expected, and
+    All have the columns partition and event_time; for text there is line (with its line break), for Parquet there are
+    the exported columns. They come ordered by site, hour of arrival and id, from one snapshot, never more than a few MB
+    at a time. Raises BatchChangedError before the first row when there are more or fewer of them than were sealed, and
     DatabaseUnavailableError when the database fails.
     """
     # Only exports need Arrow: the collector starts without it.
     import adbc_driver_postgresql.dbapi as adbc  # noqa: PLC0415
 
-    condition = where(ranges)
+    condition = where(batch.ranges)
     count = sql.SQL("SELECT count(*) FROM events_log e WHERE {}").format(condition).as_string()
-    rows = sql.SQL(_ROWS).format(columns=_COLUMNS, condition=condition).as_string()
+    rows = sql.SQL(_ROWS).format(
+        event_time=_in_range("timestamp"), content=_content(batch), columns=_COLUMNS, condition=condition
+    )
     try:
         with adbc.connect(make_conninfo(conninfo, client_encoding="UTF8")) as connection, connection.cursor() as cursor:
             for pin in ("ISOLATION LEVEL REPEATABLE READ", "READ ONLY"):
@@ -49,12 +63,52 @@ def json_lines(conninfo: str, ranges: Sequence[Range], *, expected_rows: int) ->
             cursor.execute("SET LOCAL datestyle = 'ISO, MDY'")
             cursor.execute(count)
             found = cursor.fetchone()[0]
-            if found != expected_rows:
-                raise BatchChangedError(f"{expected_rows} rows were sealed, {found} are there now")
-            cursor.execute(rows)
+            if found != batch.row_count:
+                raise BatchChangedError(f"{batch.row_count} rows were sealed, {found} are there now")
+            cursor.execute(rows.as_string())
             yield _guarded(cursor.fetch_record_batch())
     except adbc.Error as error:
         raise DatabaseUnavailableError(f"reading the batch failed: {error}") from error
+
+
+def _content(batch: Batch) -> sql.Composable:
+    if batch.format == "parquet":
+        return sql.SQL(", ").join(
+            sql.SQL("{} AS {}").format(_typed(column), sql.Identifier(column)) for column in EXPORTED_COLUMNS
+        )
+    return _csv_line(escape_formulas=batch.escape_formulas) if batch.format == "csv" else _JSON_LINE
+
+
+def _typed(column: str) -> sql.Composable:
+    """Return a column as Parquet gets it: a number, a moment or a text."""
+    if column in _MOMENTS:
+        return _in_range(column)
+    return _as_text(column) if column in _AS_TEXT else sql.SQL("r.{}").format(sql.Identifier(column))
+
+
+def _csv_line(*, escape_formulas: bool) -> sql.Composable:
+    """Return a line of RFC 4180. NULL is nothing and an empty text is "", as PostgreSQL's COPY reads and writes it."""
+    cells = [_csv_cell(column, escape_formulas=escape_formulas) for column in EXPORTED_COLUMNS if column != "id"]
+    return sql.SQL("r.id || ',' || {} || E'\\r\\n' AS line").format(sql.SQL(" || ',' || ").join(cells))
+
+
+def _csv_cell(column: str, *, escape_formulas: bool) -> sql.Composable:
+    text = _as_text(column)
+    if escape_formulas:
+        # What spreadsheets take for the beginning of a formula (OWASP, CSV injection).
+        text = sql.SQL("CASE WHEN {0} ~ E'^[=+@\\t\\r-]' THEN '''' || {0} ELSE {0} END").format(text)
+    return sql.SQL("""coalesce('"' || replace({}, '"', '""') || '"', '')""").format(text)
+
+
+def _as_text(column: str) -> sql.Composable:
+    return sql.SQL(_AS_TEXT.get(column, "r.{}")).format(sql.Identifier(column))
+
+
+def _in_range(column: str) -> sql.Composable:
+    """Return a moment; NULL where Arrow and others have none: infinity, and years that have not four digits."""
+    return sql.SQL("CASE WHEN r.{0} >= '0001-01-03' AND r.{0} < '9999-12-30' THEN r.{0} END").format(
+        sql.Identifier(column)
+    )
 
 
 def _guarded(record_batches: Iterable[Any]) -> Iterator[Any]:

@@ -51,6 +51,7 @@ class Plan:
     schema_version: int
     buckets: Mapping[str, str]
     """Prefix by bucket name."""
+    escape_formulas: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def _advance_coverage(conn: Connection, job: str, frozen: Iterable[Range]) -> No
 def _freeze(conn: Connection, key: Key, plan: Plan, frozen: Sequence[Range], row_count: int) -> None:
     conn.execute(
         "INSERT INTO export_batches (job, sequence, row_count, format, compression, object_rows, object_bytes,"
-        " schema_version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+        " escape_formulas, schema_version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (
             key.job,
             key.sequence,
@@ -200,6 +201,7 @@ def _freeze(conn: Connection, key: Key, plan: Plan, frozen: Sequence[Range], row
             plan.compression,
             plan.object_rows,
             plan.object_bytes,
+            plan.escape_formulas,
             plan.schema_version,
         ),
     )
