@@ -138,10 +138,11 @@ CREATE TABLE export_deliveries (
 );
 CREATE INDEX export_deliveries_pending ON export_deliveries (job, sequence) WHERE state = 'pending';
 
--- How far exported_at has been set, by site ('*': every site that no job names).
+-- How far exported_at has been set and rows have been deleted, by site ('*': every site that no job names).
 CREATE TABLE export_marks (
     site            TEXT PRIMARY KEY,
-    marked_to       BIGINT NOT NULL DEFAULT 0
+    marked_to       BIGINT NOT NULL DEFAULT 0,
+    deleted_to      BIGINT NOT NULL DEFAULT 0
 );
 
 -- Saves two processes from doing one job's work twice. Nothing depends on it being held.

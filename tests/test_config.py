@@ -88,7 +88,7 @@ def test_every_option_that_the_example_explains_is_one(read: Load) -> None:
     assert isinstance(settings.buckets["nas"], DirectoryBucket)
     shown = set(re.findall(r"(?m)^(\w+) = ", text))
     sections = (settings.server, settings.database, settings.admin, settings.collect, settings.sites[0])
-    every = (*sections, *settings.buckets.values(), *settings.exports.values())
+    every = (*sections, settings.retention, *settings.buckets.values(), *settings.exports.values())
     assert shown == {name for section in every for name in type(section).model_fields}
 
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from conftest import store_events, wait_for
 
-from appliance.store import ledger, overview, sealing
+from appliance.store import ledger, marks, overview, sealing
 from appliance.store.database import Database
 from appliance.store.ranges import where
 
@@ -185,7 +185,7 @@ def test_any_history_of_configurations_keeps_every_promise(db: Database, conn: C
             seal(db, job, batch_rows=chance.choice([2, 5, 1000]))
             deliver(db, job, *chance.choice([["client"], ["backup"], ["client", "backup"]]))
         before = exported(conn)
-        ledger.mark_settled_rows(db)
+        marks.mark_settled_rows(db)
         marked = exported(conn) - before
         for job, sites in jobs.items():
             assert marked & set(rows_of(conn, sites)) <= set(sealed_rows(conn, job, state="settled"))
@@ -194,7 +194,7 @@ def test_any_history_of_configurations_keeps_every_promise(db: Database, conn: C
     seal(db, *jobs)
     for job in names:
         deliver(db, job)
-    ledger.mark_settled_rows(db)
+    marks.mark_settled_rows(db)
     for job, sites in jobs.items():
         assert not rows_of(conn, sites) - sealed_rows(conn, job)
         assert set(rows_of(conn, sites)) <= exported(conn)
@@ -207,11 +207,11 @@ def test_a_row_is_marked_when_the_last_of_its_jobs_has_settled(
     configure(db, {"acme": ["shop"], "vault": ["*"]})
     arrive(db, conn, "shop")
     seal(db, "acme", "vault")
-    assert ledger.mark_settled_rows(db) == 0
+    assert marks.mark_settled_rows(db) == 0
     deliver(db, order[0])
-    assert ledger.mark_settled_rows(db) == 0
+    assert marks.mark_settled_rows(db) == 0
     deliver(db, order[1])
-    assert ledger.mark_settled_rows(db) == 2
+    assert marks.mark_settled_rows(db) == 2
     assert exported(conn) == {1, 2}
 
 
@@ -221,7 +221,7 @@ def test_a_row_that_one_bucket_lacks_is_not_marked(db: Database, conn: Conn, buc
     arrive(db, conn, "shop")
     seal(db, "acme")
     deliver(db, "acme", bucket)
-    ledger.mark_settled_rows(db)
+    marks.mark_settled_rows(db)
     assert exported(conn) == set()
 
 
@@ -231,7 +231,7 @@ def test_rows_of_a_job_that_lags_behind_stay_unmarked_and_others_do_not_wait(db:
     arrive(db, conn, "blog")
     seal(db, "vault")
     deliver(db, "vault")
-    ledger.mark_settled_rows(db)
+    marks.mark_settled_rows(db)
     assert exported(conn) == {3, 4}
 
 
@@ -244,7 +244,7 @@ def test_a_batch_that_settles_before_an_older_one_is_marked_only_after_it(db: Da
         for bucket in ("client", "backup"):
             ledger.record_delivered(conn, key, bucket)
         ledger.settle(conn, key)
-        ledger.mark_settled_rows(db)
+        marks.mark_settled_rows(db)
         assert exported(conn) == (set() if key == second else {1, 2, 3, 4})
 
 
@@ -254,10 +254,10 @@ def test_rows_that_a_job_sealed_before_it_was_removed_wait_for_their_delivery(db
     seal(db, "acme", "vault")
     configure(db, {"vault": ["*"]})
     deliver(db, "vault")
-    ledger.mark_settled_rows(db)
+    marks.mark_settled_rows(db)
     assert exported(conn) == set()
     deliver(db, "acme")
-    ledger.mark_settled_rows(db)
+    marks.mark_settled_rows(db)
     assert exported(conn) == {1, 2}
 
 
@@ -267,7 +267,7 @@ def test_a_retired_jobs_last_rows_are_marked_when_they_are_delivered(db: Databas
     seal(db, "acme")
     configure(db, {})
     deliver(db, "acme")
-    ledger.mark_settled_rows(db)
+    marks.mark_settled_rows(db)
     assert exported(conn) == {1, 2}
 
 
@@ -277,25 +277,25 @@ def test_rows_that_nobody_covers_are_never_marked(db: Database, conn: Conn) -> N
         arrive(db, conn, site)
     seal(db, "acme")
     deliver(db, "acme")
-    ledger.mark_settled_rows(db)
+    marks.mark_settled_rows(db)
     assert exported(conn) == set(rows_of(conn, ["shop"]))
 
 
 def test_marking_in_small_steps_marks_the_same_rows_and_each_once(
     db: Database, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "_MARK_STEP_ROWS", 3)
+    monkeypatch.setattr(marks, "_STEP_ROWS", 3)
     configure(db, {"acme": ["shop"], "vault": ["*"]})
     for site in SITES * 2:
         arrive(db, conn, site)
     seal(db, "acme", "vault", batch_rows=5)
     deliver(db, "acme")
     deliver(db, "vault")
-    assert ledger.mark_settled_rows(db) == 16
+    assert marks.mark_settled_rows(db) == 16
     moments = conn.execute("SELECT id, exported_at FROM events_log ORDER BY id").fetchall()
     assert all(moment for _, moment in moments)
     arrive(db, conn, "shop")
-    assert ledger.mark_settled_rows(db) == 0
+    assert marks.mark_settled_rows(db) == 0
     assert conn.execute("SELECT id, exported_at FROM events_log ORDER BY id LIMIT 16").fetchall() == moments
 
 
@@ -306,7 +306,7 @@ def test_a_job_that_begins_while_rows_are_being_marked_waits_for_that(
     arrive(db, conn, "shop")
     seal(db, "vault")
     deliver(db, "vault")
-    settled_to = ledger._settled_to  # noqa: SLF001 - the moment between two steps of the marking
+    settled_to = marks._settled_to  # noqa: SLF001 - the moment between two steps of the marking
     begins = threading.Thread(target=configure, args=(db, {"vault": ["*"], "acme": ["shop"]}))
 
     def while_another_process_starts(connection: Conn, site: str) -> int | None:
@@ -315,15 +315,15 @@ def test_a_job_that_begins_while_rows_are_being_marked_waits_for_that(
             wait_for(lambda: waits_for_a_lock(conn), "the other process to wait")
         return settled_to(connection, site)
 
-    monkeypatch.setattr(ledger, "_settled_to", while_another_process_starts)
-    ledger.mark_settled_rows(db)
+    monkeypatch.setattr(marks, "_settled_to", while_another_process_starts)
+    marks.mark_settled_rows(db)
     begins.join(30)
     assert not begins.is_alive()
     marked = exported(conn)
     arrive(db, conn, "shop")
     seal(db, "vault")
     deliver(db, "vault")
-    ledger.mark_settled_rows(db)
+    marks.mark_settled_rows(db)
     assert exported(conn) == marked
 
 
@@ -334,19 +334,19 @@ def test_a_job_that_begins_before_a_step_of_the_marking_keeps_its_rows_unmarked(
     arrive(db, conn, "shop")
     seal(db, "vault")
     deliver(db, "vault")
-    mark_step = ledger._mark_step  # noqa: SLF001 - the moment before a step, after the sites were listed
+    mark_step = marks._mark_step  # noqa: SLF001 - the moment before a step, after the sites were listed
 
     def another_process_starts(connection: Conn, site: str) -> int | None:
         configure(db, {"vault": ["*"], "acme": ["shop"]})
         return mark_step(connection, site)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "_mark_step", another_process_starts)
-        ledger.mark_settled_rows(db)
+        patch.setattr(marks, "_mark_step", another_process_starts)
+        marks.mark_settled_rows(db)
     assert exported(conn) == set()
     seal(db, "acme")
     deliver(db, "acme")
-    ledger.mark_settled_rows(db)
+    marks.mark_settled_rows(db)
     assert exported(conn) == {1, 2}
 
 

@@ -20,6 +20,7 @@ _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "sites": (sections.Site,),
     "buckets": (sections.S3Bucket, sections.DirectoryBucket),
     "exports": (sections.Export,),
+    "retention": (sections.Retention,),
 }
 _SECRET_KEYS = frozenset({"password", "token", "url", "access_key_id", "secret_access_key"})
 

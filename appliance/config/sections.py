@@ -155,3 +155,9 @@ class Export(_Section):
     def bucket_names(self) -> tuple[str, ...]:
         """The buckets this job fills: client first, backup second."""
         return (self.client, self.backup) if self.backup else (self.client,)
+
+
+class Retention(_Section):
+    """How long rows stay in the table after their last delivery; 0 keeps them for ever."""
+
+    keep_days: Annotated[int, AfterValidator(values.check_keep_days)] = 0

@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from appliance.config.rules import as_init_error, reference_problems, with_default_job, with_kinds
-from appliance.config.sections import Admin, Bucket, Collect, DatabaseSettings, Export, Server, Site
+from appliance.config.sections import Admin, Bucket, Collect, DatabaseSettings, Export, Retention, Server, Site
 from appliance.config.values import DatabaseUrl, Name
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     sites: tuple[Site, ...] = ()
     buckets: dict[Name, Bucket] = {}
     exports: dict[Name, Export] = {}
+    retention: Retention = Retention()
 
     @classmethod
     def settings_customise_sources(

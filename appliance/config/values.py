@@ -13,6 +13,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 ALL_SITES = "*"
+MIN_KEEP_DAYS = 8
 SITE_ID_PATTERN = r"[A-Za-z0-9._-]{1,100}"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
@@ -71,6 +72,13 @@ def check_cron(value: str) -> str:
     except (CronSimError, StopIteration) as error:
         reason = str(error) or "it never comes"
         raise ValueError(f"not a cron line: {reason}") from error
+    return value
+
+
+def check_keep_days(value: int) -> int:
+    """Accept 0, or more days than events may wait in a browser: their ids tell one that is sent again."""
+    if value != 0 and not MIN_KEEP_DAYS <= value <= 36_500:  # noqa: PLR2004 - a century
+        raise ValueError(f"write 0 to keep rows for ever, or at least {MIN_KEEP_DAYS} days")
     return value
 
 

@@ -29,7 +29,7 @@ from appliance.errors import (
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target
-from appliance.store import ledger, runs, sealing
+from appliance.store import ledger, marks, runs, sealing
 from appliance.store.database import Database
 from appliance.store.events import EXPORT_SCHEMA_VERSION
 from appliance.store.ledger import Batch, Delivery, Key
@@ -207,7 +207,7 @@ class _Run:
         self._sync_coverage(retire=False)
         self._deliver_owed()
         blockers = self._seal_and_deliver()
-        ledger.mark_settled_rows(self._db)
+        marks.mark_settled_rows(self._db)
         return self._tally.report(blockers)
 
     def _seal_and_deliver(self) -> tuple[Writer, ...]:

@@ -14,7 +14,7 @@ from cronsim import CronSim
 from appliance.config import Settings
 from appliance.errors import ApplianceError
 from appliance.export.job import Exporter, StoppedError
-from appliance.store import counters
+from appliance.store import counters, marks
 from appliance.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # Jobs that were taken out of the configuration still deliver what they have sealed.
 _RETIRED_SCHEDULE = "50 * * * *"
 _HOUSEKEEPING_SCHEDULE = "* * * * *"
+_RETENTION_SCHEDULE = "25 * * * *"
 _THREADS = 4
 
 
@@ -67,6 +68,8 @@ class Scheduler:
             self._add(f"export {name}", export.schedule, self._run_export, name)
         self._add("exports no longer configured", _RETIRED_SCHEDULE, self._run_retired)
         self._add("housekeeping", _HOUSEKEEPING_SCHEDULE, self._merge_counters)
+        if self._settings.retention.keep_days:
+            self._add("retention", _RETENTION_SCHEDULE, self._delete_old_rows)
         self._scheduler.start()
 
     def stop(self, timeout_seconds: float) -> None:
@@ -111,3 +114,12 @@ class Scheduler:
     def _merge_counters(self) -> None:
         with self._db.connection() as conn:
             counters.merge(conn)
+
+    def _delete_old_rows(self) -> None:
+        keep_days = self._settings.retention.keep_days
+        deleted = marks.delete_old_rows(self._db, keep_days=keep_days, go_on=lambda: not self._stopping.is_set())
+        with self._db.connection() as conn:
+            uncovered = marks.uncovered_sites(conn)
+        log.info("retention: %d rows deleted, delivered %d days ago or more", deleted, keep_days)
+        if uncovered:
+            log.warning("retention: no job exports %s: their rows are kept", ", ".join(uncovered))

@@ -110,3 +110,9 @@ def mark_exported(conn: Connection, condition: psycopg.sql.Composable) -> int:
     """Set exported_at where the condition holds and it is not set yet; return how many rows that were."""
     query = psycopg.sql.SQL("UPDATE events_log AS e SET exported_at = now() WHERE exported_at IS NULL AND {}")
     return conn.execute(query.format(condition)).rowcount
+
+
+def delete_exported(conn: Connection, condition: psycopg.sql.Composable) -> int:
+    """Delete the rows where the condition holds and exported_at is set; return how many that were."""
+    query = psycopg.sql.SQL("DELETE FROM events_log AS e WHERE exported_at IS NOT NULL AND {}")
+    return conn.execute(query.format(condition)).rowcount

@@ -3,18 +3,13 @@
 States only ever go forward and are set by compare-and-set, so that two runs at once end right.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from appliance.errors import ApplianceError, BatchChangedError
-from appliance.store.database import Connection, Database, fetch_value
-from appliance.store.events import mark_exported
-from appliance.store.ranges import ALL_SITES, Range, where
-
-# Rows looked at in one transaction: short, because it makes the sealing of other jobs wait.
-_MARK_STEP_ROWS = 20_000
+from appliance.store.database import Connection, fetch_value
+from appliance.store.ranges import Range
 
 
 class OvertakenError(ApplianceError):
@@ -268,88 +263,3 @@ def settle(conn: Connection, key: Key) -> bool:
         (key.job, key.sequence),
     )
     return done.rowcount == 1
-
-
-def mark_settled_rows(db: Database) -> int:
-    """Set exported_at on every row that all jobs covering it have settled; return how many rows that were.
-
-    It starts where it last ended, by site, so a crash or a job that lags behind costs nothing: the next run goes on.
-    It reads what is committed, after the settling: of two jobs that settle at once the later sees both.
-    """
-    with db.connection() as conn:
-        sites = _marked_sites(conn)
-    return sum(step for site in sites for step in _mark_steps(db, site))
-
-
-def _mark_steps(db: Database, site: str) -> Iterator[int]:
-    """Mark a site's rows, a bounded number in a transaction; yield how many each step has marked."""
-    while True:
-        with db.connection() as conn:
-            marked = _mark_step(conn, site)
-        if marked is None:
-            return
-        yield marked
-
-
-def _marked_sites(conn: Connection) -> list[str]:
-    """Give every site that a job names a mark of its own; it starts where the common one has come to.
-
-    The common mark stays locked until the transaction ends: it must not move on over a site that just gets its own.
-    """
-    conn.execute("INSERT INTO export_marks (site) VALUES ('*') ON CONFLICT DO NOTHING")
-    common = fetch_value(conn, "SELECT marked_to FROM export_marks WHERE site = '*' FOR UPDATE")
-    conn.execute(
-        "INSERT INTO export_marks (site, marked_to) SELECT DISTINCT site, %s::bigint FROM export_coverage"
-        " ON CONFLICT DO NOTHING",
-        (common,),
-    )
-    return [row[0] for row in conn.execute("SELECT site FROM export_marks ORDER BY site")]
-
-
-def _mark_step(conn: Connection, site: str) -> int | None:
-    """Mark the next rows of a site; None when there is nothing left to mark."""
-    # A job that begins to cover these rows just now must not find them marked as exported.
-    lock_coverage(conn, exclusive=False)
-    named = [name for name in _marked_sites(conn) if name != ALL_SITES]
-    marked_to = fetch_value(conn, "SELECT marked_to FROM export_marks WHERE site = %s", (site,))
-    target = _settled_to(conn, site)
-    if target is None or target <= marked_to:
-        return None
-    end = _step_end(conn, marked_to, target)
-    stretch = Range(site=site, from_id=marked_to, to_id=end, except_sites=tuple(named) if site == ALL_SITES else ())
-    conn.execute("UPDATE export_marks SET marked_to = %s WHERE site = %s", (end, site))
-    return mark_exported(conn, where([stretch]))
-
-
-def _step_end(conn: Connection, marked_to: int, target: int) -> int:
-    """Return where a step ends: by rows, not by ids, because a sequence may have leapt."""
-    row = conn.execute(
-        "SELECT count(*), max(id) FROM"
-        " (SELECT id FROM events_log WHERE id > %s AND id <= %s ORDER BY id LIMIT %s) AS step",
-        (marked_to, target, _MARK_STEP_ROWS),
-    ).fetchone()
-    assert row is not None  # noqa: S101 - an aggregate always returns a row
-    found, last_id = row
-    return int(last_id) if found == _MARK_STEP_ROWS else target
-
-
-def _settled_to(conn: Connection, site: str) -> int | None:
-    """Return the id up to which every job that covers the site has settled; None where no job ever covered it.
-
-    Batches that a job sealed before it lost the site count too: they are still to be delivered. Where no job covers the
-    site any more, what one has delivered is exported.
-    """
-    query = """
-        SELECT least(
-            coalesce(min(c.sealed_to) FILTER (WHERE c.active), max(c.sealed_to)),
-            (SELECT min(r.from_id) FROM export_ranges r JOIN export_batches b USING (job, sequence)
-             WHERE b.state = 'sealed'
-             AND (r.site = %(site)s OR (r.site = '*' AND NOT %(site)s = ANY(r.except_sites))))
-        )
-        FROM export_coverage c
-        WHERE (c.site = %(site)s OR (c.site = '*' AND NOT EXISTS (
-            SELECT 1 FROM export_coverage own WHERE own.job = c.job AND own.site = %(site)s)))
-        HAVING count(*) > 0
-    """
-    found: int | None = fetch_value(conn, query, {"site": site})
-    return found
