@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,10 @@ class Watched:
 
 def watch(exporter: Exporter, step: Step, *names: str) -> Exporter:
     """Put a watch on the exporter's buckets."""
-    found = exporter._buckets  # noqa: SLF001 - where the Exporter keeps its buckets
+    found = exporter.means.buckets
     plain = {name: bucket.inner if isinstance(bucket, Watched) else bucket for name, bucket in found.items()}
     watched = {name: Watched(bucket, step) for name, bucket in plain.items() if not names or name in names}
-    exporter._buckets = {**plain, **watched}  # noqa: SLF001
+    exporter.means = replace(exporter.means, buckets={**plain, **watched})
     return exporter
 
 

@@ -17,7 +17,7 @@ from exporting import CrashError, MortalDatabase, Steps, World, chain, crash, ex
 
 from appliance.errors import ApplianceError
 from appliance.export import job
-from appliance.export.job import StoppedError
+from appliance.export.means import StoppedError
 from appliance.store import overview, runs
 from appliance.store.database import Database
 

@@ -213,7 +213,7 @@ def test_a_job_that_still_runs_is_not_started_again_beside_itself(clock: Callabl
     let_go.set()
     one.wait_run("acme")
     assert one.outcomes("acme") == ["done"]
-    assert isinstance(one.exporter._buckets["acme"], Watched)  # noqa: SLF001 - it was held at all
+    assert isinstance(one.exporter.means.buckets["acme"], Watched)  # it was held at all
 
 
 def test_housekeeping_merges_the_counters(

@@ -5,8 +5,6 @@ on. Two runs of one job at once do some work twice and still end right; the leas
 """
 
 import logging
-import shutil
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -14,14 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import psycopg
 
 from appliance.config import Settings
 from appliance.errors import (
-    ApplianceError,
     BucketAheadError,
     BucketError,
     DatabaseUnavailableError,
@@ -29,6 +25,7 @@ from appliance.errors import (
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target
+from appliance.export.means import Means, StoppedError
 from appliance.store import ledger, marks, runs, sealing
 from appliance.store.database import Database
 from appliance.store.events import EXPORT_SCHEMA_VERSION
@@ -41,11 +38,6 @@ log = logging.getLogger(__name__)
 BATCH_ROWS = 500_000
 OBJECT_ROWS = 500_000
 OBJECT_BYTES = 256 * 1024 * 1024
-_LEFT_OVER_SECONDS = 24 * 3600
-
-
-class StoppedError(ApplianceError):
-    """The appliance is shutting down; the next run goes on where this one stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,18 +104,13 @@ class Exporter:
     def __init__(
         self, settings: Settings, db: Database, *, conninfo: str, stopping: threading.Event | None = None
     ) -> None:
-        self._settings = settings
-        self._db = db
-        self._conninfo = conninfo
-        self._buckets = buckets.build(settings)
-        self._stopping = stopping or threading.Event()
-        self._work_dir = settings.server.data_dir / "tmp"
+        self.means = Means.of(settings, db, conninfo=conninfo, stopping=stopping)
 
     def jobs(self) -> list[str]:
         """Return the configured jobs, and those no longer configured that still owe a delivery."""
-        with self._db.connection() as conn:
+        with self.means.db.connection() as conn:
             owing = ledger.jobs_with_unsettled(conn)
-        return [*self._settings.exports, *(job for job in owing if job not in self._settings.exports)]
+        return [*self.means.settings.exports, *(job for job in owing if job not in self.means.settings.exports)]
 
     def sync_coverage(self, *, retire: bool = True) -> None:
         """Write into the ledger what the configuration covers: rows are not marked before all their jobs have them.
@@ -131,8 +118,8 @@ class Exporter:
         Only `serve` ends what is no longer configured: a command that was given another file by mistake would end the
         jobs of the appliance that runs, and rows would be marked that they have not delivered.
         """
-        jobs = {name: export.sites for name, export in self._settings.exports.items()}
-        with self._db.connection() as conn:
+        jobs = {name: export.sites for name, export in self.means.settings.exports.items()}
+        with self.means.db.connection() as conn:
             sealing.sync_coverage(conn, jobs, retire=retire)
 
     def run(self, job: str, *, wait_for_lease: bool = False) -> Report:
@@ -145,7 +132,7 @@ class Exporter:
         with self._lease(job, holder, wait=wait_for_lease) as held:
             if not held:
                 return Report(job=job, skipped=True)
-            with self._db.connection() as conn:
+            with self.means.db.connection() as conn:
                 run_id = runs.start(conn, job)
             tally = _Tally(job)
             try:
@@ -157,7 +144,7 @@ class Exporter:
             return report
 
     def _record(self, run_id: int, report: Report, *, failed: bool, message: str) -> None:
-        with self._db.connection() as conn:
+        with self.means.db.connection() as conn:
             runs.finish(
                 conn, run_id, failed=failed, batches=report.batches, row_count=report.row_count, message=message
             )
@@ -178,11 +165,11 @@ class Exporter:
         try:
             yield held
         finally:
-            with suppress(DatabaseUnavailableError), self._db.connection() as conn:
+            with suppress(DatabaseUnavailableError), self.means.db.connection() as conn:
                 runs.release_lease(conn, job, holder)
 
     def _take_lease(self, job: str, holder: UUID) -> bool:
-        with self._db.connection() as conn:
+        with self.means.db.connection() as conn:
             return runs.take_lease(conn, job, holder)
 
 
@@ -190,12 +177,10 @@ class _Run:
     """The state of one run."""
 
     def __init__(self, exporter: Exporter, job: str, holder: UUID, tally: _Tally) -> None:
-        self._settings = exporter._settings  # noqa: SLF001 - a run is the inside of its exporter
-        self._db = exporter._db  # noqa: SLF001
-        self._conninfo = exporter._conninfo  # noqa: SLF001
-        self._buckets = exporter._buckets  # noqa: SLF001
-        self._stopping = exporter._stopping  # noqa: SLF001
-        self._work_dir = exporter._work_dir  # noqa: SLF001
+        self._means = exporter.means
+        self._settings = exporter.means.settings
+        self._db = exporter.means.db
+        self._buckets = exporter.means.buckets
         self._sync_coverage = exporter.sync_coverage
         self._job = job
         self._holder = holder
@@ -269,10 +254,10 @@ class _Run:
         targets = self._targets(batch)
         # A batch whose buckets all fail is still written once: the next manifest needs the digest of its own.
         if targets or batch.manifest is None:
-            with self._scratch() as directory:
+            with self._means.scratch(self._job) as directory:
                 BatchDelivery(
                     db=self._db,
-                    conninfo=self._conninfo,
+                    conninfo=self._means.conninfo,
                     all_buckets=self._buckets,
                     batch=batch,
                     targets=targets,
@@ -361,21 +346,9 @@ class _Run:
 
     def _safe_point(self) -> None:
         """Stop here when the appliance shuts down, and keep the lease while it does not."""
-        if self._stopping.is_set():
-            raise StoppedError("stopped with the appliance; the next run goes on")
+        self._means.stop_here_if_told()
         with self._db.connection() as conn:
             runs.take_lease(conn, self._job, self._holder)
-
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        self._work_dir.mkdir(parents=True, exist_ok=True)
-        for left_over in self._work_dir.glob(f"{self._job}-*"):
-            # A run that was killed could not clean up. Younger ones may belong to a run that is under way.
-            with suppress(FileNotFoundError):
-                if left_over.stat().st_mtime < time.time() - _LEFT_OVER_SECONDS:
-                    shutil.rmtree(left_over, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=self._work_dir, prefix=f"{self._job}-") as name:
-            yield Path(name)
 
 
 def _ahead(bucket: str, prefix: str, key: Key) -> BucketAheadError:

@@ -13,7 +13,8 @@ from cronsim import CronSim
 
 from appliance.config import Settings
 from appliance.errors import ApplianceError
-from appliance.export.job import Exporter, StoppedError
+from appliance.export.job import Exporter
+from appliance.export.means import StoppedError
 from appliance.store import counters, marks
 from appliance.store.database import Database
 
