@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.collect.events import MAX_METADATA_CHARS, Arrival, Parsed, TooManyEventsError, parse
-from appliance.collect.payload import BadPayloadError
+from appliance.collect.payload import BadPayloadError, decode
 from appliance.store.events import Event
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -179,6 +179,28 @@ def test_a_child_that_uses_the_key_batch_keeps_it(metadata: dict[str, Any]) -> N
     row = parsed(batch(child, **metadata)).events[0]
     assert raw(row).items() >= child.items()
     assert len(raw(row)) == len(child) + 1
+
+
+IMPOSSIBLE = {
+    "a number beyond floats": b"1e999",
+    "an integer of 5,000 digits": b"9" * 5000,
+    "lists nested too deeply": b"[" * 80 + b"]" * 80,
+}
+
+
+@pytest.mark.parametrize("text", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+@pytest.mark.parametrize("name", ["anything", "eventId", "sentAt", "url", "siteId"])
+def test_what_the_database_would_not_take_of_an_envelope_costs_its_events_nothing(name: str, text: bytes) -> None:
+    body = b'{"eventType": "batch", "%s": %s, "events": [{"eventType": "click", "siteId": "shop"}]}'
+    row = row_of(decode(body % (name.encode(), text)))
+    assert (row.event_type, row.site_id, row.timestamp) == ("click", "shop", NOW)
+    assert row.url is None
+    assert "too" in str(raw(row)["_batch"][name])
+
+
+def test_an_envelope_without_events_is_kept_even_where_the_database_would_not_take_all_of_it() -> None:
+    row = row_of(decode(b'{"eventType": "batch", "siteId": "shop", "n": 1e999, "events": []}'))
+    assert raw(row)["n"] == "(the number 1e999 is too large)"
 
 
 UNUSABLE: dict[str, list[Any]] = {"no events": [], "bad events": [None, 7], "events without a type": [{"n": 1}]}

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
-from appliance.collect.payload import BadPayloadError, encode
+from appliance.collect.payload import BadPayloadError, encode, without_unusable
 from appliance.config import SITE_ID_PATTERN
 from appliance.store.events import Event
 
@@ -125,13 +125,16 @@ def _parse_envelope(envelope: dict[str, Any], arrival: Arrival, max_events: int,
     if not isinstance(children, list):
         return _parse_list([envelope], arrival, mint)
     _check_number(children, max_events)
-    metadata = {key: value for key, value in envelope.items() if key != "events"}
+    fields = {key: value for key, value in envelope.items() if key != "events"}
+    # What the database would not take of it must not cost the events that it holds.
+    metadata = without_unusable(fields)
+    envelope = {**envelope, **metadata}
     text = encode(metadata)
     large = len(text) > MAX_METADATA_CHARS
     note = {"eventId": str(_envelope_id(envelope, text, mint))} if large else metadata
-    parsed = _sorted_out(_rows(children, metadata, lambda child: _with_note(child, note), arrival, mint))
+    parsed = _sorted_out(_rows(children, fields, lambda child: _with_note(child, note), arrival, mint))
     if not parsed.events:
-        return _whole_envelope(envelope, metadata, parsed.rejected, arrival, mint)
+        return _whole_envelope(envelope, fields, parsed.rejected, arrival, mint)
     if large:
         return replace(parsed, metadata=_metadata_row(metadata, note["eventId"], parsed.events[0], arrival, mint))
     return parsed
@@ -139,7 +142,7 @@ def _parse_envelope(envelope: dict[str, Any], arrival: Arrival, max_events: int,
 
 def _whole_envelope(
     envelope: dict[str, Any],
-    metadata: dict[str, Any],
+    fields: dict[str, Any],
     rejected: tuple[Rejection, ...],
     arrival: Arrival,
     mint: Callable[[], UUID],
@@ -149,7 +152,7 @@ def _whole_envelope(
         text = encode(envelope)
     except BadPayloadError:
         return Parsed((), rejected=rejected)
-    fields = {**metadata, "eventId": str(_envelope_id(envelope, text, mint))}
+    fields = {**fields, "eventId": str(_envelope_id(envelope, text, mint))}
     whole = _sorted_out(_rows([fields], {}, lambda _: envelope, arrival, mint))
     return replace(whole, rejected=rejected or whole.rejected)
 

@@ -71,6 +71,15 @@ def describe(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def without_unusable(value: Any) -> Any:
+    """Return a value in which the reason stands for what is unusable; the value itself where nothing is."""
+    try:
+        encode(value)
+    except BadPayloadError:
+        return json.loads(describe(value))
+    return value
+
+
 def _refuse(value: Any) -> Any:
     raise BadPayloadError(value.reason if isinstance(value, Unusable) else "not JSON")
 
