@@ -10,7 +10,7 @@ from flask import Blueprint, Response, jsonify, request
 
 from appliance.collect import payload
 from appliance.collect.admission import Admission, Refusal, Sender
-from appliance.collect.client import Address, client_address, is_local, kept_address
+from appliance.collect.client import Address, client_address, is_unnamed_proxy, kept_address
 from appliance.collect.events import Arrival, Parsed, TooManyEventsError, parse
 from appliance.collect.identifiers import uuid7
 from appliance.collect.inbox import Inbox, InboxFullError, Stored
@@ -158,14 +158,12 @@ class Collector:
 
     def _address(self) -> Address | None:
         """Return the client's address, unless it comes too often."""
-        headers = request.headers
-        address = client_address(
-            request.remote_addr,
-            forwarded_for=headers.get("X-Forwarded-For"),
-            forwarded=headers.get("Forwarded"),
-            trusted=self._trusted_proxies,
-        )
-        if address is not None and is_local(address) and ("X-Forwarded-For" in headers or "Forwarded" in headers):
+        said = {
+            "forwarded_for": request.headers.get("X-Forwarded-For"),
+            "forwarded": request.headers.get("Forwarded"),
+        }
+        address = client_address(request.remote_addr, **said, trusted=self._trusted_proxies)
+        if address is not None and is_unnamed_proxy(address, **said, trusted=self._trusted_proxies):
             self._admission.note_proxy(address)
         refusal = self._admission.too_often(address)
         if refusal is not None:
