@@ -42,6 +42,8 @@ class Rejection:
     reason: str
     item: Any = None
     """What stood there, where it may be kept."""
+    site_id: str | None = None
+    """The site that it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,7 @@ def _rows(
                 raise _RefusedError("an event must be a JSON object")  # noqa: TRY301 - one place makes the rejection
             yield _row(item, envelope, raw_of(item), arrival, mint)
         except (_RefusedError, BadPayloadError) as error:
-            yield Rejection(index, str(error), item)
+            yield Rejection(index, str(error), item, _site_named(item, envelope))
 
 
 def _row(
@@ -239,6 +241,11 @@ def _site_id(fields: Mapping[str, Any]) -> str:
     if not isinstance(value, str) or not re.fullmatch(SITE_ID_PATTERN, value):
         raise _RefusedError("siteId must have 1 to 100 letters, digits and . _ -")
     return value
+
+
+def _site_named(item: Any, envelope: Mapping[str, Any]) -> str | None:
+    value = (item.get("siteId") if isinstance(item, dict) else None) or envelope.get("siteId")
+    return value if isinstance(value, str) else None
 
 
 def _event_id(value: Any, site_id: str, mint: Callable[[], UUID]) -> UUID:
