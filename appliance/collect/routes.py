@@ -247,11 +247,14 @@ def _sender(address: Address | None, origin: str | None) -> Sender:
 
 
 def _origin_of(page: str | None) -> str | None:
-    try:
-        parts = urlsplit(page or "")
-    except ValueError:
+    """Return the origin of a page; "null", as browsers call it, of what has none."""
+    if not page:
         return None
-    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else None
+    try:
+        parts = urlsplit(page)
+    except ValueError:
+        return "null"
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else "null"
 
 
 def _pixel() -> Response:
