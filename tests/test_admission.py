@@ -20,8 +20,8 @@ SITES: list[dict[str, Any]] = [
 OPEN: dict[str, Any] = {"id": "open"}
 
 
-def admission(*sites: dict[str, Any], demo: bool = False, **rates: int) -> Admission:
-    return Admission(make_settings(sites=list(sites), collect=rates, server={"demo": demo}))
+def admission(*sites: dict[str, Any], demo: bool = False, rates: Any = None) -> Admission:
+    return Admission(make_settings(sites=list(sites), collect=rates or {}, server={"demo": demo}))
 
 
 def sender(origin: str | None = None, *, address: str = "192.0.2.1", no_tracking: bool = False) -> Sender:
@@ -182,7 +182,7 @@ RATES = {"requests_per_minute_per_address": 12, "requests_per_minute_per_site": 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
 def test_an_address_that_comes_too_often_hears_when_to_come_again(address: str) -> None:
-    one = admission(**RATES)
+    one = admission(rates=RATES)
     assert [too_often(one, address) for _ in range(3)] == [False, False, True]
     refusal = one.too_often(ip_address(address))
     assert refusal is not None
@@ -192,19 +192,19 @@ def test_an_address_that_comes_too_often_hears_when_to_come_again(address: str) 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "192.168.0.1", "::1", "fd00::1", "fe80::1", None])
 def test_local_peers_have_no_limit(address: str | None) -> None:
-    one = admission(**RATES)
+    one = admission(rates=RATES)
     assert not any(too_often(one, address) for _ in range(100))
 
 
 def test_the_addresses_of_a_household_are_limited_together_and_others_are_not() -> None:
-    one = admission(**RATES)
+    one = admission(rates=RATES)
     assert [too_often(one, f"2001:db8:1:2::{n}") for n in range(1, 4)] == [False, False, True]
     assert not too_often(one, "2001:db8:1:3::1")
     assert not too_often(one, "192.0.2.1")
 
 
 def test_a_site_that_is_sent_to_too_often_takes_nothing_from_the_others() -> None:
-    one = admission(*SITES, **RATES)
+    one = admission(*SITES, rates=RATES)
     for n in range(3):
         assert one.refusal("shop", sender(address=f"192.0.2.{n}")) is None
     refusal = one.refusal("shop", sender(address="192.0.2.9"))
@@ -215,7 +215,7 @@ def test_a_site_that_is_sent_to_too_often_takes_nothing_from_the_others() -> Non
 
 
 def test_what_is_refused_for_other_reasons_uses_up_no_rate_of_the_site() -> None:
-    one = admission(*SITES, **RATES)
+    one = admission(*SITES, rates=RATES)
     for _ in range(100):
         assert one.refusal("shop", sender("https://evil.example")) is not None
         assert one.refusal("polite", sender(no_tracking=True)) is not None
