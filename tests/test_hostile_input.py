@@ -5,13 +5,16 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from conftest import Collector, http, raw_status, wait_for
+from conftest import Collector, http, make_settings, raw_status, wait_for
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+
+from appliance.runtime import Runtime, create_app
 
 LIMIT = 32_768
 EVENTS = 100
@@ -525,6 +528,22 @@ def test_people_are_told_in_a_page(collector: Collector, method: str, path: str,
     answer = http(collector.box, method, path)
     assert answer.status == status
     assert answer.headers.get_content_type() == "text/html"
+
+
+def test_a_failure_of_ours_is_answered_without_details_and_stands_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(Runtime(make_settings(server={"data_dir": tmp_path}, database={"url": "dbname=nowhere"})))
+
+    def fail() -> str:
+        raise RuntimeError("the reason")
+
+    app.add_url_rule("/fails", view_func=fail)
+    answer = app.test_client().get(f"/fails?{MARKER}")
+    assert (answer.status_code, answer.mimetype) == (500, "application/json")
+    assert answer.get_json() == {"error": "internal server error"}
+    assert "the reason" in caplog.text
+    assert MARKER not in caplog.text
 
 
 # ---- the quarantine
