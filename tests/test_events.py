@@ -174,6 +174,16 @@ def test_large_metadata_without_a_site_of_its_own_is_not_lost() -> None:
     assert any(LARGE["note"] in row.raw_event_data for row in result.rows)
 
 
+def test_large_metadata_goes_with_the_events_that_name_it_where_its_own_site_is_refused() -> None:
+    children = [event(siteId="blog"), event(siteId="shop", n=1), event(siteId="shop")]
+    admitted = parsed(batch(*children, **{**LARGE, "siteId": "blog"})).without({"blog": "not from there"})
+    assert [row.site_id for row in admitted.rows] == ["shop", "shop", "shop"]
+    assert admitted.metadata
+    assert raw(admitted.events[0])["_batch"] == {"eventId": str(admitted.metadata.event_id)}
+    assert [(rejection.index, rejection.reason) for rejection in admitted.rejected] == [(0, "not from there")]
+    assert not admitted.without({"shop": "not for it"}).rows
+
+
 @pytest.mark.parametrize("metadata", [{}, LARGE], ids=["small", "large"])
 def test_a_child_that_uses_the_key_batch_keeps_it(metadata: dict[str, Any]) -> None:
     child = event(_batch="mine", __batch=[1])

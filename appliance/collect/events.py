@@ -72,7 +72,10 @@ class Parsed:
         refused = [
             Rejection(i, sites[e.site_id]) for i, e in zip(self.indexes, self.events, strict=True) if e.site_id in sites
         ]
-        metadata = self.metadata if self.metadata and self.metadata.site_id not in sites else None
+        metadata = self.metadata
+        if metadata and metadata.site_id in sites:
+            # The events that are left name it: it goes with them, as it would if it were small.
+            metadata = replace(metadata, site_id=kept[0][1].site_id) if kept else None
         return Parsed(
             tuple(event for _, event in kept),
             tuple(index for index, _ in kept),
