@@ -8,7 +8,8 @@ import logging
 import threading
 from datetime import timedelta
 
-from flask import Flask
+from flask import Flask, jsonify, request
+from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
 from appliance.admin import demo, health, pages
@@ -139,8 +140,19 @@ def create_app(runtime: Runtime) -> Flask:
     if settings.server.demo:
         app.register_blueprint(demo.blueprint())
     app.add_url_rule("/", view_func=lambda: _front(settings), endpoint="front")
+    app.register_error_handler(HTTPException, _in_json)
     app.extensions["appliance"] = runtime
     return app
+
+
+def _in_json(error: HTTPException) -> Response | HTTPException:
+    """Answer programs as they expect it; the admin's pages are for people. What has failed stands in the log."""
+    if request.path.startswith("/admin/"):
+        return error
+    answer = error.get_response()
+    answer.set_data(jsonify(error=error.name.lower()).get_data())
+    answer.content_type = "application/json"
+    return answer
 
 
 def _front(settings: Settings) -> Response:

@@ -406,6 +406,17 @@ def http(  # noqa: PLR0913 - a request has that many parts
         return Answer(answer.status, answer.headers, answer.read())
 
 
+def raw_status(box: Appliance, request: bytes) -> int:
+    """Send bytes as they are, end the sending side, and return the status of the answer; 0 where there is none."""
+    with socket.create_connection(("127.0.0.1", box.port), timeout=30) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    return int(answer.split()[1]) if answer else 0
+
+
 @contextmanager
 def running(directory: Path, **config: Any) -> Iterator[Appliance]:
     """Run an appliance for more than one test."""
@@ -454,6 +465,8 @@ COLLECTOR_SITES = [
     {"id": "blog", "origins": ["https://blog.example.com"]},
     {"id": "truncated", "origins": ["https://shop.example.com"], "ip": "truncate"},
     {"id": "dropped", "origins": ["https://shop.example.com"], "ip": "drop"},
+    {"id": "strict", "origins": ["https://strict.example.com"], "require_origin": True},
+    {"id": "polite", "origins": ["https://polite.example.com"], "honor_dnt": True, "ip": "truncate"},
 ]
 
 

@@ -5,7 +5,14 @@ from typing import Any, Literal
 
 import pytest
 
-from appliance.collect.client import client_address, is_local, kept_address, parse_address, rate_key
+from appliance.collect.client import (
+    client_address,
+    is_local,
+    is_unnamed_proxy,
+    kept_address,
+    parse_address,
+    rate_key,
+)
 
 TRUSTED = [ip_network(text) for text in ("172.16.0.0/12", "10.0.0.1/32", "fd00::/8")]
 
@@ -90,6 +97,29 @@ def test_addresses_of_private_networks_are_local(address: str) -> None:
 @pytest.mark.parametrize("address", VISITORS)
 def test_addresses_of_visitors_are_not_local(address: str) -> None:
     assert not is_local(ip_address(address))
+
+
+PROXIES: dict[str, tuple[str, str | None, str | None, bool]] = {
+    "a local peer that passes others on": ("192.168.0.9", "198.51.100.7", None, True),
+    "a local peer that passes others on, by RFC 7239": ("192.168.0.9", None, "for=198.51.100.7;proto=https", True),
+    "one that hides them": ("192.168.0.9", None, "for=_hidden", True),
+    "one between a trusted proxy and the visitor": ("192.168.0.9", "198.51.100.7, 192.168.0.9, 10.0.0.1", None, True),
+    "a local visitor behind a trusted proxy": ("192.168.0.9", "192.168.0.9", None, False),
+    "a local visitor behind two": ("192.168.0.9", "192.168.0.9, 10.0.0.1", None, False),
+    "a trusted proxy's own request": ("10.0.0.1", "10.0.0.1", None, False),
+    "a trusted proxy that hides its visitor": ("10.0.0.1", "unknown", None, False),
+    "a local peer for itself": ("192.168.0.9", None, None, False),
+    "an empty header": ("192.168.0.9", "", "", False),
+    "a visitor who claims to be a proxy": ("198.51.100.7", "203.0.113.9", None, False),
+}
+
+
+@pytest.mark.parametrize(("address", "forwarded_for", "forwarded", "unnamed"), PROXIES.values(), ids=PROXIES)
+def test_a_proxy_that_is_not_configured_is_told_from_a_local_visitor(
+    address: str, forwarded_for: str | None, forwarded: str | None, *, unnamed: bool
+) -> None:
+    found = is_unnamed_proxy(ip_address(address), forwarded_for=forwarded_for, forwarded=forwarded, trusted=TRUSTED)
+    assert found is unnamed
 
 
 def test_limits_count_a_household_of_ipv6_as_one() -> None:

@@ -317,6 +317,14 @@ def test_the_tracker_is_cached_by_its_tag_and_served_small(collector: Collector)
         assert again.headers["ETag"] == answer.headers["ETag"]
 
 
+@pytest.mark.parametrize("year", ["1994", "0", "9" * 30, "-1"])
+def test_the_tracker_is_served_whole_whatever_date_is_asked_about(collector: Collector, year: str) -> None:
+    headers = {"If-Modified-Since": f"Mon, 01 Jan {year} 00:00:00 GMT", "Range": "bytes=0-9"}
+    answer = http(collector.box, "GET", "/tracking.js", headers={**headers, "If-Range": headers["If-Modified-Since"]})
+    assert answer.status == 200
+    assert b"sendBeacon" in answer.body
+
+
 @pytest.mark.parametrize("encoding", ["gzip;q=0", "identity", "br"])
 def test_the_tracker_is_not_zipped_for_who_cannot_read_it(collector: Collector, encoding: str) -> None:
     answer = http(collector.box, "GET", "/tracking.js", headers={"Accept-Encoding": encoding})

@@ -1,7 +1,6 @@
 """What /collect refuses: with the right status and reason, nothing stored, never a 500."""
 
 import json
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.client import HTTPConnection
@@ -9,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from conftest import Answer, Collector, http
+from conftest import Answer, Collector, http, raw_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -242,17 +241,6 @@ def test_what_is_left_of_a_refused_body_is_not_taken_for_the_next_request(
 # ---- bytes that no HTTP library sends
 
 
-def raw(collector: Collector, request: bytes) -> int:
-    """Send bytes as they are, end the sending side, and return the status of the answer; 0 where there is none."""
-    with socket.create_connection(("127.0.0.1", collector.box.port), timeout=30) as connection:
-        connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
-        answer = b""
-        while part := connection.recv(65536):
-            answer += part
-    return int(answer.split()[1]) if answer else 0
-
-
 HEAD = b"POST /collect HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: text/plain\r\n"
 ONE = json.dumps(event("v")).encode()
 RAW: dict[str, bytes] = {
@@ -271,7 +259,7 @@ RAW: dict[str, bytes] = {
 @pytest.mark.parametrize("request_bytes", RAW.values(), ids=RAW)
 @pytest.mark.usefixtures("stores_nothing")
 def test_a_request_that_is_broken_is_refused(collector: Collector, request_bytes: bytes) -> None:
-    assert raw(collector, request_bytes) == 400
+    assert raw_status(collector.box, request_bytes) == 400
 
 
 AGENTS = {
@@ -288,7 +276,9 @@ def test_a_strange_user_agent_is_stored_or_refused_but_never_an_error(
     collector: Collector, visitor: str, agent: bytes
 ) -> None:
     body = json.dumps(event(visitor)).encode()
-    status = raw(collector, HEAD + b"User-Agent: %s\r\nContent-Length: %d\r\n\r\n" % (agent, len(body)) + body)
+    status = raw_status(
+        collector.box, HEAD + b"User-Agent: %s\r\nContent-Length: %d\r\n\r\n" % (agent, len(body)) + body
+    )
     assert (status, len(collector.rows(visitor))) in {(200, 1), (400, 0)}
 
 

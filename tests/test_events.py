@@ -2,16 +2,17 @@
 
 import itertools
 import json
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from appliance.collect.events import MAX_METADATA_CHARS, Arrival, Parsed, TooManyEventsError, parse
-from appliance.collect.payload import BadPayloadError
+from appliance.collect.payload import BadPayloadError, decode
 from appliance.store.events import Event
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -173,12 +174,44 @@ def test_large_metadata_without_a_site_of_its_own_is_not_lost() -> None:
     assert any(LARGE["note"] in row.raw_event_data for row in result.rows)
 
 
+def test_large_metadata_goes_with_the_events_that_name_it_where_its_own_site_is_refused() -> None:
+    children = [event(siteId="blog"), event(siteId="shop", n=1), event(siteId="shop")]
+    admitted = parsed(batch(*children, **{**LARGE, "siteId": "blog"})).without({"blog": "not from there"})
+    assert [row.site_id for row in admitted.rows] == ["shop", "shop", "shop"]
+    assert admitted.metadata
+    assert raw(admitted.events[0])["_batch"] == {"eventId": str(admitted.metadata.event_id)}
+    assert [(rejection.index, rejection.reason) for rejection in admitted.rejected] == [(0, "not from there")]
+    assert not admitted.without({"shop": "not for it"}).rows
+
+
 @pytest.mark.parametrize("metadata", [{}, LARGE], ids=["small", "large"])
 def test_a_child_that_uses_the_key_batch_keeps_it(metadata: dict[str, Any]) -> None:
     child = event(_batch="mine", __batch=[1])
     row = parsed(batch(child, **metadata)).events[0]
     assert raw(row).items() >= child.items()
     assert len(raw(row)) == len(child) + 1
+
+
+IMPOSSIBLE = {
+    "a number beyond floats": b"1e999",
+    "an integer of 5,000 digits": b"9" * 5000,
+    "lists nested too deeply": b"[" * 80 + b"]" * 80,
+}
+
+
+@pytest.mark.parametrize("text", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+@pytest.mark.parametrize("name", ["anything", "eventId", "sentAt", "url", "siteId"])
+def test_what_the_database_would_not_take_of_an_envelope_costs_its_events_nothing(name: str, text: bytes) -> None:
+    body = b'{"eventType": "batch", "%s": %s, "events": [{"eventType": "click", "siteId": "shop"}]}'
+    row = row_of(decode(body % (name.encode(), text)))
+    assert (row.event_type, row.site_id, row.timestamp) == ("click", "shop", NOW)
+    assert row.url is None
+    assert "too" in str(raw(row)["_batch"][name])
+
+
+def test_an_envelope_without_events_is_kept_even_where_the_database_would_not_take_all_of_it() -> None:
+    row = row_of(decode(b'{"eventType": "batch", "siteId": "shop", "n": 1e999, "events": []}'))
+    assert raw(row)["n"] == "(the number 1e999 is too large)"
 
 
 UNUSABLE: dict[str, list[Any]] = {"no events": [], "bad events": [None, 7], "events without a type": [{"n": 1}]}
@@ -299,6 +332,80 @@ def test_an_absurd_time_of_sending_harms_nothing(sent_at: object) -> None:
     assert row_of(event(timestamp=MINUTE_AGO.isoformat(), sentAt=sent_at)).timestamp in {NOW, MINUTE_AGO}
 
 
+CORRECTED: dict[str, tuple[Any, Any, datetime]] = {
+    "sent at once": ("2026-03-01T10:00:00Z", "2026-03-01T10:00:00Z", NOW),
+    "sent after two hours": ("2026-03-01T10:00:00Z", "2026-03-01T12:00:00Z", NOW - timedelta(hours=2)),
+    "sent before it happened": ("2026-03-01T10:00:01Z", "2026-03-01T10:00:00Z", NOW),
+    "milliseconds, and a text": (0, "1970-01-01T00:01:00Z", MINUTE_AGO),
+    "seconds, and milliseconds": (1_000_000_000, 1_000_000_060_000, MINUTE_AGO),
+    "in two zones": ("2026-03-01T10:00:00+01:00", "2026-03-01T10:01:00+01:00", MINUTE_AGO),
+    "a clock of 1970 after 29 days": (0, 29 * 86_400, NOW - timedelta(days=29)),
+    "a clock of 1970 after 30 days": (0, 30 * 86_400, NOW - timedelta(days=30)),
+    "a clock of 1970 after 30 days and a second": (0, 30 * 86_400 + 1, NOW),
+    "a clock that jumped while it waited": (0, "2026-03-01T12:00:00Z", NOW),
+    "from one end of time to the other": ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", NOW),
+    "and back": ("9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", NOW),
+    "a time of sending that is none": ("2026-03-01T11:59:00Z", "now", MINUTE_AGO),
+    "nothing but a time of sending": (None, "2026-03-01T11:59:00Z", NOW),
+}
+
+
+@pytest.mark.parametrize(("said", "sent_at", "taken"), CORRECTED.values(), ids=CORRECTED)
+def test_a_time_is_as_long_ago_as_the_clients_own_clock_says(said: object, sent_at: object, taken: datetime) -> None:
+    row = row_of(event(timestamp=said, sentAt=sent_at))
+    assert row.timestamp == taken
+    assert row.created_at == NOW
+    assert (raw(row)["timestamp"], raw(row)["sentAt"]) == (said, sent_at)
+
+
+WRITTEN: dict[str, Callable[[datetime], Any]] = {
+    "ISO 8601": lambda moment: moment.isoformat(),
+    "ISO 8601 with Z": lambda moment: f"{moment.replace(tzinfo=None).isoformat()}Z",
+    "ISO 8601 of another zone": lambda moment: moment.astimezone(
+        timezone(timedelta(hours=-9, minutes=-30))
+    ).isoformat(),
+    "seconds": lambda moment: moment.timestamp(),
+    "milliseconds": lambda moment: moment.timestamp() * 1000,
+}
+writing = st.sampled_from(sorted(WRITTEN)).map(WRITTEN.__getitem__)
+ages = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=30) - timedelta(seconds=1))
+MILLISECOND = timedelta(milliseconds=1)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(age=ages, wrong_by=st.timedeltas(timedelta(days=-9_000), timedelta(days=1_000_000)), write=writing)
+def test_however_wrong_a_clock_is_an_event_is_dated_by_how_long_it_waited(
+    age: timedelta, wrong_by: timedelta, write: Callable[[datetime], Any]
+) -> None:
+    sent = NOW + wrong_by
+    row = row_of(event(timestamp=write(sent - age), sentAt=write(sent)))
+    # Rounding may put an event that was sent at once into the future, which is the time of arrival then.
+    assert abs(row.timestamp - (NOW - age)) <= MILLISECOND
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(age=st.timedeltas(timedelta(days=-400), timedelta(days=400)), write=writing)
+def test_without_a_time_of_sending_the_clients_time_is_taken_where_it_is_sane(
+    age: timedelta, write: Callable[[datetime], Any]
+) -> None:
+    # A float is no more exact than that.
+    assume(abs(age - timedelta(days=30)) > MILLISECOND)
+    row = row_of(event(timestamp=write(NOW - age)))
+    sane = timedelta(0) <= age <= timedelta(days=30)
+    assert abs(row.timestamp - (NOW - age if sane else NOW)) <= MILLISECOND
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(one=ages, other=ages, wrong_by=st.timedeltas(timedelta(days=-9_000), timedelta(days=9_000)))
+def test_events_of_one_sending_keep_their_order_and_their_distances(
+    one: timedelta, other: timedelta, wrong_by: timedelta
+) -> None:
+    sent = NOW + wrong_by
+    events = [event(timestamp=(sent - age).isoformat()) for age in (one, other)]
+    first, second = parsed(batch(*events, sentAt=sent.isoformat())).events
+    assert first.timestamp - second.timestamp == other - one
+
+
 # ---- columns
 
 CUT = [("eventType", "event_type", 50), ("sessionId", "session_id", 100), ("visitorId", "visitor_id", 100)]
@@ -357,6 +464,18 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(names) | words, inner, max_size=8),
     max_leaves=30,
 )
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(said=values, sent_at=values)
+def test_whatever_a_client_says_of_time_its_event_is_dated_within_the_last_30_days(said: Any, sent_at: Any) -> None:
+    one = event(timestamp=said, sentAt=sent_at, eventId="x")
+    row = row_of(one)
+    assert NOW - timedelta(days=30) <= row.timestamp <= NOW
+    assert row.created_at == NOW
+    assert row.timestamp.tzinfo is not None
+    assert raw(row) == one
+    assert row == row_of(one)
 
 
 @settings(max_examples=300, deadline=None, database=None)

@@ -22,7 +22,6 @@ REFUSED = {
     "NaN": b'{"a": NaN}',
     "Infinity": b'{"a": Infinity}',
     "-Infinity": b"[-Infinity]",
-    "an integer of 5,000 digits": b"[" + b"9" * 5000 + b"]",
     "UTF-16": '{"a": "x"}'.encode("utf-16"),
     "UTF-16 without a mark": '{"a": "x"}'.encode("utf-16-le"),
     "UTF-32": '{"a": "x"}'.encode("utf-32"),
@@ -53,6 +52,7 @@ def test_what_is_no_strict_json_is_refused_with_a_reason(body: bytes) -> None:
 UNUSABLE = {
     "a number beyond floats": b'{"a": 1e999}',
     "a negative number beyond floats": b'{"a": [-1.5e400]}',
+    "an integer of 5,000 digits": b'{"a": [-' + b"9" * 5000 + b"]}",
     "lists nested too deeply": b"[" * (MAX_DEPTH + 6) + b"1" + b"]" * (MAX_DEPTH + 6),
     "objects nested too deeply": b'{"a":' * (MAX_DEPTH + 6) + b"1" + b"}" * (MAX_DEPTH + 6),
 }
@@ -62,7 +62,7 @@ UNUSABLE = {
 def test_what_the_database_would_not_take_costs_its_neighbours_nothing(text: bytes) -> None:
     good, bad = decode(b'[{"a": 1}, ' + text + b"]")
     assert encode(good) == '{"a":1}'
-    with pytest.raises(BadPayloadError, match=r"too large|too deeply"):
+    with pytest.raises(BadPayloadError, match=r"too large|too many digits|too deeply"):
         encode(bad)
     assert len(describe(bad)) < 1000
 

@@ -104,6 +104,16 @@ class Admission:
             wait = self._site_rates.wait_seconds(site_id, time.monotonic())
         return _too_often("site", wait) if wait else None
 
+    def may_be_kept(self, sender: Sender, site_id: str | None) -> bool:
+        """Return whether something that was refused may stand in the quarantine with its content.
+
+        Not where its site would take nothing from this sender. What names no such site may be meant for any.
+        """
+        site = self._sites.get(site_id or "")
+        refusals = [_not_allowed(one, sender) for one in ([site] if site else self._sites.values())]
+        unwanted = any(refusal is not None and refusal.kind == "dnt" for refusal in refusals)
+        return not refusals or (None in refusals and not unwanted)
+
     def _unknown(self, site_id: str) -> Refusal | None:
         if self._sites:
             return Refusal("site", 403, f'no site "{site_id}" is configured here')

@@ -58,6 +58,15 @@ def sender_address(environ: Mapping[str, Any], trusted: Sequence[Network]) -> Ad
     )
 
 
+def is_unnamed_proxy(
+    address: Address, *, forwarded_for: str | None, forwarded: str | None, trusted: Sequence[Network]
+) -> bool:
+    """Return whether a local address that nobody trusts passes on what others send: its headers begin with another."""
+    if not (forwarded_for or forwarded) or not is_local(address) or _is_in(address, trusted):
+        return False
+    return parse_address(_hops(forwarded_for, forwarded)[0]) != address
+
+
 def kept_address(address: Address | None, policy: Literal["keep", "truncate", "drop"]) -> str | None:
     """Return what a site keeps of an address: all of it, its /24 or /48 network, or nothing."""
     if address is None or policy == "drop":

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
-from appliance.collect.payload import BadPayloadError, encode
+from appliance.collect.payload import BadPayloadError, encode, without_unusable
 from appliance.config import SITE_ID_PATTERN
 from appliance.store.events import Event
 
@@ -42,6 +42,8 @@ class Rejection:
     reason: str
     item: Any = None
     """What stood there, where it may be kept."""
+    site_id: str | None = None
+    """The site that it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,10 @@ class Parsed:
         refused = [
             Rejection(i, sites[e.site_id]) for i, e in zip(self.indexes, self.events, strict=True) if e.site_id in sites
         ]
-        metadata = self.metadata if self.metadata and self.metadata.site_id not in sites else None
+        metadata = self.metadata
+        if metadata and metadata.site_id in sites:
+            # The events that are left name it: it goes with them, as it would if it were small.
+            metadata = replace(metadata, site_id=kept[0][1].site_id) if kept else None
         return Parsed(
             tuple(event for _, event in kept),
             tuple(index for index, _ in kept),
@@ -125,13 +130,16 @@ def _parse_envelope(envelope: dict[str, Any], arrival: Arrival, max_events: int,
     if not isinstance(children, list):
         return _parse_list([envelope], arrival, mint)
     _check_number(children, max_events)
-    metadata = {key: value for key, value in envelope.items() if key != "events"}
+    fields = {key: value for key, value in envelope.items() if key != "events"}
+    # What the database would not take of it must not cost the events that it holds.
+    metadata = without_unusable(fields)
+    envelope = {**envelope, **metadata}
     text = encode(metadata)
     large = len(text) > MAX_METADATA_CHARS
     note = {"eventId": str(_envelope_id(envelope, text, mint))} if large else metadata
-    parsed = _sorted_out(_rows(children, metadata, lambda child: _with_note(child, note), arrival, mint))
+    parsed = _sorted_out(_rows(children, fields, lambda child: _with_note(child, note), arrival, mint))
     if not parsed.events:
-        return _whole_envelope(envelope, metadata, parsed.rejected, arrival, mint)
+        return _whole_envelope(envelope, fields, parsed.rejected, arrival, mint)
     if large:
         return replace(parsed, metadata=_metadata_row(metadata, note["eventId"], parsed.events[0], arrival, mint))
     return parsed
@@ -139,7 +147,7 @@ def _parse_envelope(envelope: dict[str, Any], arrival: Arrival, max_events: int,
 
 def _whole_envelope(
     envelope: dict[str, Any],
-    metadata: dict[str, Any],
+    fields: dict[str, Any],
     rejected: tuple[Rejection, ...],
     arrival: Arrival,
     mint: Callable[[], UUID],
@@ -149,7 +157,7 @@ def _whole_envelope(
         text = encode(envelope)
     except BadPayloadError:
         return Parsed((), rejected=rejected)
-    fields = {**metadata, "eventId": str(_envelope_id(envelope, text, mint))}
+    fields = {**fields, "eventId": str(_envelope_id(envelope, text, mint))}
     whole = _sorted_out(_rows([fields], {}, lambda _: envelope, arrival, mint))
     return replace(whole, rejected=rejected or whole.rejected)
 
@@ -191,7 +199,7 @@ def _rows(
                 raise _RefusedError("an event must be a JSON object")  # noqa: TRY301 - one place makes the rejection
             yield _row(item, envelope, raw_of(item), arrival, mint)
         except (_RefusedError, BadPayloadError) as error:
-            yield Rejection(index, str(error), item)
+            yield Rejection(index, str(error), item, _site_named(item, envelope))
 
 
 def _row(
@@ -236,6 +244,11 @@ def _site_id(fields: Mapping[str, Any]) -> str:
     if not isinstance(value, str) or not re.fullmatch(SITE_ID_PATTERN, value):
         raise _RefusedError("siteId must have 1 to 100 letters, digits and . _ -")
     return value
+
+
+def _site_named(item: Any, envelope: Mapping[str, Any]) -> str | None:
+    value = (item.get("siteId") if isinstance(item, dict) else None) or envelope.get("siteId")
+    return value if isinstance(value, str) else None
 
 
 def _event_id(value: Any, site_id: str, mint: Callable[[], UUID]) -> UUID:

@@ -49,7 +49,7 @@ def decode(body: bytes) -> Any:
     """
     try:
         text = body.decode("utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
     except UnicodeDecodeError as error:
         raise BadPayloadError("the body is not UTF-8") from error
     except RecursionError as error:
@@ -71,6 +71,15 @@ def describe(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def without_unusable(value: Any) -> Any:
+    """Return a value in which the reason stands for what is unusable; the value itself where nothing is."""
+    try:
+        encode(value)
+    except BadPayloadError:
+        return json.loads(describe(value))
+    return value
+
+
 def _refuse(value: Any) -> Any:
     raise BadPayloadError(value.reason if isinstance(value, Unusable) else "not JSON")
 
@@ -85,6 +94,14 @@ def _refuse_constant(name: str) -> Any:
 def _finite(text: str) -> float | Unusable:
     number = float(text)
     return number if isfinite(number) else Unusable(f"the number {text[:20]} is too large")
+
+
+def _whole(text: str) -> int | Unusable:
+    try:
+        return int(text)
+    except ValueError:
+        # Python reads and writes no longer ones: the time that takes grows with the square of their length.
+        return Unusable(f"the number {text[:20]} has too many digits")
 
 
 def _needs_cleaning(text: str) -> bool:

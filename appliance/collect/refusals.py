@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from appliance.errors import DatabaseUnavailableError
+from appliance.log import Seldom
 from appliance.store import quarantine
 from appliance.store.database import Database
 from appliance.store.quarantine import Refused
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 # Enough to see what is wrong. The rest is counted.
 _KEPT_BYTES = 16_384
 _MAX_WAITING_PER_KIND = 20
+_FORGET_SECONDS = 3_600.0
 _FLUSH_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
 
@@ -27,6 +29,7 @@ class Refusals:
         self._db = db
         self._waiting: dict[str, list[Refused]] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._forgetting = Seldom(seconds=_FORGET_SECONDS)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refusals", daemon=True)
@@ -65,14 +68,20 @@ class Refusals:
             try:
                 self._write(waiting, counts)
             except DatabaseUnavailableError:
-                # The entries are lost, which is within their bounds; the numbers are not.
-                with self._lock:
-                    self._counts.update(counts)
+                self._put_back(waiting, counts)
             except Exception:
                 log.exception("what was refused could not be kept")
+
+    def _put_back(self, waiting: Mapping[str, list[Refused]], counts: Counter[tuple[str, str]]) -> None:
+        with self._lock:
+            self._counts.update(counts)
+            for kind, entries in waiting.items():
+                self._waiting[kind] = [*entries, *self._waiting.get(kind, [])][:_MAX_WAITING_PER_KIND]
 
     def _write(self, waiting: Mapping[str, list[Refused]], counts: Counter[tuple[str, str]]) -> None:
         with self._db.connection(answer_seconds=_ANSWER_SECONDS) as conn:
             quarantine.keep(conn, [one for entries in waiting.values() for one in entries])
             # In one order, so that two appliances on one database cannot deadlock.
             quarantine.count(conn, sorted(counts.items()))
+            if self._forgetting.due():
+                quarantine.forget_old_counts(conn)

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, jsonify, request
 
 from appliance.collect import payload
 from appliance.collect.admission import Admission, Refusal, Sender
-from appliance.collect.client import Address, client_address, is_local, kept_address
+from appliance.collect.client import Address, client_address, is_unnamed_proxy, kept_address
 from appliance.collect.events import Arrival, Parsed, TooManyEventsError, parse
 from appliance.collect.identifiers import uuid7
 from appliance.collect.inbox import Inbox, InboxFullError, Stored
@@ -72,7 +72,7 @@ class Collector:
 
     def collect(self) -> Response:
         """Store the events of a body."""
-        return self._with_cors(self._answered(self._store_body))
+        return self._with_cors(self._answered(self._store_body, request.headers.get("Origin")))
 
     def preflight(self) -> Response:
         """Tell a browser whether its page may send; which site it speaks for is known only with the body."""
@@ -84,19 +84,23 @@ class Collector:
 
     def pixel(self) -> Response:
         """Store a pageview of a page without JavaScript."""
-        # A HEAD asks about the picture and has seen no page.
-        answer = _pixel() if request.method == "HEAD" else self._answered(self._store_pixel)
+        if request.method == "HEAD":
+            # It asks about the picture and has seen no page.
+            answer = _pixel()
+        else:
+            answer = self._answered(self._store_pixel, _origin_of(request.headers.get("Referer")))
         answer.headers["Cache-Control"] = "no-store"
         answer.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
         return answer
 
-    def _answered(self, store: Callable[[], Response]) -> Response:
+    def _answered(self, store: Callable[[str | None], Response], origin: str | None) -> Response:
         """Turn what went wrong into an answer."""
         try:
-            return store()
+            return store(origin)
         except _RefusedError as error:
             if error.kind:
-                self._refusals.note(error.kind, str(error), content=error.content)
+                kept = self._admission.may_be_kept(_sender(None, origin), None)
+                self._refusals.note(error.kind, str(error), content=error.content if kept else None)
             answer = jsonify(error=str(error), **error.details)
             answer.status_code = error.status
             retry_after = error.retry_after_seconds
@@ -110,11 +114,11 @@ class Collector:
 
     # -- /collect -----------------------------------------------------------------------------------------------------
 
-    def _store_body(self) -> Response:
+    def _store_body(self, origin: str | None) -> Response:
         address = self._address()
         body = self._body()
         parsed = self._parse(body, self._arrival(address))
-        return self._store(parsed, _sender(address, request.headers.get("Origin")), body)
+        return self._store(parsed, _sender(address, origin), body)
 
     def _body(self) -> bytes:
         limit = self._limits.max_body_bytes
@@ -144,28 +148,25 @@ class Collector:
 
     # -- /pixel.gif ---------------------------------------------------------------------------------------------------
 
-    def _store_pixel(self) -> Response:
+    def _store_pixel(self, origin: str | None) -> Response:
         address = self._address()
-        page = request.headers.get("Referer")
         fields = request.args.to_dict()
-        event = {"url": page, **fields, "eventType": "pageview", "siteId": fields.get("site")}
+        event = {"url": request.headers.get("Referer"), **fields, "eventType": "pageview", "siteId": fields.get("site")}
         # Through text and back: a query may hold what JSON strings may not.
         parsed = self._parse(payload.encode(event).encode(errors="replace"), self._arrival(address))
-        self._store(parsed, _sender(address, _origin_of(page)), None)
+        self._store(parsed, _sender(address, origin), None)
         return _pixel()
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
     def _address(self) -> Address | None:
         """Return the client's address, unless it comes too often."""
-        headers = request.headers
-        address = client_address(
-            request.remote_addr,
-            forwarded_for=headers.get("X-Forwarded-For"),
-            forwarded=headers.get("Forwarded"),
-            trusted=self._trusted_proxies,
-        )
-        if address is not None and is_local(address) and ("X-Forwarded-For" in headers or "Forwarded" in headers):
+        said = {
+            "forwarded_for": request.headers.get("X-Forwarded-For"),
+            "forwarded": request.headers.get("Forwarded"),
+        }
+        address = client_address(request.remote_addr, **said, trusted=self._trusted_proxies)
+        if address is not None and is_unnamed_proxy(address, **said, trusted=self._trusted_proxies):
             self._admission.note_proxy(address)
         refusal = self._admission.too_often(address)
         if refusal is not None:
@@ -182,7 +183,9 @@ class Collector:
 
     def _store(self, parsed: Parsed, sender: Sender, body: bytes | None) -> Response:
         for rejection in parsed.rejected:
-            self._refusals.note("event", rejection.reason, content=payload.describe(rejection.item).encode())
+            kept = self._admission.may_be_kept(sender, rejection.site_id)
+            content = payload.describe(rejection.item).encode() if kept else None
+            self._refusals.note("event", rejection.reason, content=content)
         if not parsed.rows:
             reasons = _rejections(parsed)
             # What was refused event by event is noted already.
@@ -244,11 +247,14 @@ def _sender(address: Address | None, origin: str | None) -> Sender:
 
 
 def _origin_of(page: str | None) -> str | None:
-    try:
-        parts = urlsplit(page or "")
-    except ValueError:
+    """Return the origin of a page; "null", as browsers call it, of what has none."""
+    if not page:
         return None
-    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else None
+    try:
+        parts = urlsplit(page)
+    except ValueError:
+        return "null"
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else "null"
 
 
 def _pixel() -> Response:

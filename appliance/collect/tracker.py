@@ -31,4 +31,6 @@ class Tracker:
         answer.vary.add("Accept-Encoding")
         # Two representations, two tags.
         answer.set_etag(f"{self._etag}-gz" if zipped else self._etag)
-        return answer.make_conditional(request.environ)
+        # By the tag alone: there is no date to compare with, and werkzeug fails on absurd ones (OverflowError).
+        wanted = {name: request.environ.get(name, "") for name in ("REQUEST_METHOD", "HTTP_IF_NONE_MATCH")}
+        return answer.make_conditional(wanted)
