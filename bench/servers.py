@@ -55,6 +55,7 @@ def settings_of_bench(directory: Path, conninfo: str) -> Settings:
         {
             "server": {"data_dir": str(directory)},
             "database": {"url": conninfo},
+            "collect": {"requests_per_minute_per_address": 0, "requests_per_minute_per_site": 0},
             "sites": [{"id": "shop", "origins": ["https://shop.example.com"]}],
             "buckets": {"bench": {"kind": "directory", "path": str(bucket)}},
             "exports": {EXPORT_JOB: {"client": "bench", "schedule": "0 0 29 2 *"}},
@@ -74,12 +75,19 @@ class _StandIn(Inbox):
     def start(self) -> None:
         self._open = True
 
+    def use_database(self) -> None:
+        """Nothing is kept back until the database is there."""
+
     def close(self) -> None:
         self._open = False
 
     @property
     def alive(self) -> bool:
         return self._open
+
+    @property
+    def database_away(self) -> bool:
+        return False
 
 
 class _NothingStored(_StandIn):
