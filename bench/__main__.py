@@ -1,14 +1,18 @@
 """`python -m bench`: takes the measures, prints the table, and writes it into docs/performance.md where asked to."""
 
+import signal
 import sys
 
 import click
+import psycopg
 
 from appliance.errors import ApplianceError
 from bench import report, world
 from bench.errors import BenchError
 from bench.measures import MEASURES, Plan
 from bench.runs import Pace
+
+_TERMINATED = 128 + signal.SIGTERM
 
 
 class _Names(click.ParamType[list[str]]):
@@ -36,6 +40,8 @@ def main(  # noqa: PLR0913 - one for each option
     *, only: list[str], runs: int, seconds: float, rows: int, export_rows: int, minutes: float, write: bool
 ) -> None:
     """Measure what the appliance carries here. Exit code 1 when a measure is not what it must be."""
+    # Ended from outside, it still stops what it has started.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(_TERMINATED))
     pace = Pace(rounds=runs, seconds=seconds, warm_up_seconds=2)
     plan = Plan(pace=pace, rows=rows, export_rows=export_rows, minutes=minutes, tell=_tell)
     taken: list[report.Row] = []
@@ -46,7 +52,7 @@ def main(  # noqa: PLR0913 - one for each option
             _tell(name)
             try:
                 taken += MEASURES[name](running, plan)
-            except BenchError as error:
+            except (BenchError, ApplianceError, psycopg.Error, OSError) as error:
                 problems.append(f"{name}: {error}")
     click.echo(report.table(taken, machine))
     if write and taken:

@@ -20,7 +20,7 @@ INSERT INTO events_log (event_id, event_type, session_id, visitor_id, site_id, t
     ip_address, raw_event_data, created_at)
 SELECT id, 'pageview', session, visitor, 'shop', at, url, path,
     'Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0',
-    '198.51.100.0'::inet + n % 250,
+    '198.51.100.0'::inet + n %% 250,
     jsonb_build_object('siteId', 'shop', 'url', url, 'path', path, 'title', 'A product like any other',
         'referrer', 'https://www.example.org/', 'language', 'en-US', 'screen', '1920x1080', 'eventType', 'pageview',
         'eventId', id, 'timestamp', at, 'sessionId', session, 'visitorId', visitor),

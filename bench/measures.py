@@ -1,5 +1,6 @@
 """The measures. Each takes the two sides of a ratio in turn and returns lines of the table."""
 
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,7 +19,9 @@ from bench.runs import Pace, alternate, measured, rows_checked
 from bench.servers import Kind
 from bench.world import Body, Server, World
 
-_EXPORT_SECONDS = 900
+_EXPORT_SECONDS = 300
+_AFTERWARDS_SECONDS = 5
+_LOOK_SECONDS = 0.2
 _FIRST_MINUTE_SECONDS = 60
 
 
@@ -175,14 +178,21 @@ def _rates(world: World, plan: Plan, kinds: tuple[Kind, ...], body: Body) -> lis
 
 
 def _beside_export(server: Server, body: Body, rows: int, per_second: float) -> Answers:
-    """Load the server for as long as its export runs."""
+    """Load the server until its export is done, or busy for long with what has come in since it began."""
+    goal = server.exported_rows() + rows
+    deadline = time.monotonic() + _EXPORT_SECONDS
     with (
         rows_checked(server, body) as seen,
         load.in_background(server.url, body.path, per_second=per_second) as background,
         ThreadPoolExecutor(1) as pool,
     ):
-        _check_export(*pool.submit(server.post, "/bench/export", timeout_seconds=_EXPORT_SECONDS).result(), rows)
+        run = pool.submit(server.post, "/bench/export", timeout_seconds=_EXPORT_SECONDS)
+        while not run.done() and time.monotonic() < deadline:
+            if server.exported_rows() >= goal:
+                deadline = min(deadline, time.monotonic() + _AFTERWARDS_SECONDS)
+            time.sleep(_LOOK_SECONDS)
         seen.append(background.stop())
+        _check_export(*run.result(), rows)
     return seen[0]
 
 

@@ -75,6 +75,12 @@ class Server:
         with psycopg.connect(self.conninfo) as conn:
             return newest_id(conn)
 
+    def exported_rows(self) -> int:
+        """Return how many rows stand in all of the export's buckets."""
+        with psycopg.connect(self.conninfo) as conn:
+            query = "SELECT coalesce(sum(row_count), 0) FROM export_batches WHERE state = 'settled'"
+            return int(fetch_value(conn, query))
+
     def rows_after(self, row_id: int) -> int:
         """Return how many rows have come in since."""
         with psycopg.connect(self.conninfo) as conn:
