@@ -2,11 +2,12 @@
 ## make exports    export now what make run has collected
 ## make status     show what came in and what was exported
 ## make test       set everything up and run all tests
+## make bench      measure what it carries on this machine
 ## make torture    kill and freeze everything for longer than the tests do (about 10 minutes)
 ## make lint       ruff, mypy, import-linter, deptry
 ## make image-test build the image and try it for real
 ## make lock       renew requirements.lock
-.PHONY: help run exports status install test torture lint format image-test lock chromium clean
+.PHONY: help run exports status install test bench torture lint format image-test lock chromium clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -59,6 +60,9 @@ test: install chromium
 
 torture: install
 	TORTURE_ROUNDS=30 OUTAGE_SECONDS=60 $(BIN)/pytest -s tests/test_torture.py $(ARGS)
+
+bench: install
+	$(BIN)/python -m bench $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

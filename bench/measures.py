@@ -1,0 +1,209 @@
+"""The measures. Each takes the two sides of a ratio in turn and returns lines of the table."""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import psutil
+
+from bench import load
+from bench.errors import BenchError
+from bench.filling import fill
+from bench.load import Answers
+from bench.report import Bound, Row
+from bench.runs import Pace, alternate, measured, rows_checked
+from bench.servers import Kind
+from bench.world import Body, Server, World
+
+_EXPORT_SECONDS = 300
+_AFTERWARDS_SECONDS = 5
+_LOOK_SECONDS = 0.2
+_FIRST_MINUTE_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is measured and how: the pace of the runs, rows in the full table and in the export, minutes of load."""
+
+    pace: Pace
+    rows: int
+    export_rows: int
+    minutes: float
+    tell: Callable[[str], None]
+
+
+def single(world: World, plan: Plan) -> list[Row]:
+    """One event a request, against a route that does nothing and against the same route without storing."""
+    row = partial(Row, unit="requests/s", load_before=_load_now())
+    durable, no_op, checks = _rates(world, plan, (Kind.DURABLE, Kind.NO_OP, Kind.CHECKS), world.single)
+    return [
+        row(
+            name="one event, stored / Flask route that does nothing",
+            figures=durable,
+            against=no_op,
+            bound=Bound(at_least=0.60, aim=0.75),
+        ),
+        row(
+            name="one event, stored / same route without storing",
+            figures=durable,
+            against=checks,
+            bound=Bound(at_least=0.80),
+        ),
+    ]
+
+
+def batch(world: World, plan: Plan) -> list[Row]:
+    """Twenty events a request, against the same route without storing."""
+    row = partial(Row, unit="events/s", load_before=_load_now())
+    durable, checks = _rates(world, plan, (Kind.DURABLE, Kind.CHECKS), world.batch)
+    return [
+        row(
+            name="20 events a request, stored / same route without storing",
+            figures=durable,
+            against=checks,
+            bound=Bound(at_least=0.70),
+        )
+    ]
+
+
+def insert(world: World, plan: Plan) -> list[Row]:
+    """One event a request, against one INSERT and commit a request."""
+    row = partial(Row, unit="requests/s", load_before=_load_now())
+    durable, inserted = _rates(world, plan, (Kind.DURABLE, Kind.INSERT), world.single)
+    return [
+        row(
+            name="one event, stored / one INSERT and commit a request",
+            figures=durable,
+            against=inserted,
+            bound=Bound(at_least=1.3),
+        )
+    ]
+
+
+def full_table(world: World, plan: Plan) -> list[Row]:
+    """One event a request into a full table, against an empty one."""
+    load_before = _load_now()
+    with world.server(Kind.DURABLE) as full, world.server(Kind.DURABLE) as empty:
+        fill(world, full, plan.rows, plan.tell)
+        rounds = alternate([full, empty], world.single, plan.pace, plan.tell)
+    row = partial(Row, load_before=load_before)
+    table = f"table of {plan.rows:,} rows / empty table"
+    return [
+        row(
+            name=f"{table}, rate",
+            unit="requests/s",
+            figures=tuple(answers[0].per_second for answers in rounds),
+            against=tuple(answers[1].per_second for answers in rounds),
+            bound=Bound(at_least=0.9),
+        ),
+        row(
+            name=f"{table}, p99",
+            unit="ms",
+            figures=tuple(answers[0].p99_ms for answers in rounds),
+            against=tuple(answers[1].p99_ms for answers in rounds),
+            bound=Bound(at_most=1.2),
+        ),
+    ]
+
+
+def export(world: World, plan: Plan) -> list[Row]:
+    """A third of full load while the worker exports a million rows, against the same load without."""
+    load_before = _load_now()
+    pairs = []
+    with world.server(Kind.DURABLE) as server:
+        load.run(server.url, world.single.path, seconds=plan.pace.warm_up_seconds)
+        third = measured(server, world.single, plan.pace.seconds).per_second / 3
+        plan.tell(f"  a third of full load: {third:.0f} requests/s")
+        for number in range(1, plan.pace.rounds + 1):
+            fill(world, server, plan.export_rows, plan.tell)
+            alone = measured(server, world.single, plan.pace.seconds, per_second=third)
+            beside = _beside_export(server, world.single, plan.export_rows, third)
+            plan.tell(f"  {number}/{plan.pace.rounds}: {_p99(alone)} without, {_p99(beside)} beside the export")
+            pairs.append((beside.p99_ms, alone.p99_ms))
+    return [
+        Row(
+            name=f"p99 at a third of full load, during an export of {plan.export_rows:,} rows / without",
+            unit="ms",
+            figures=tuple(pair[0] for pair in pairs),
+            against=tuple(pair[1] for pair in pairs),
+            bound=Bound(at_most=3),
+            load_before=load_before,
+        )
+    ]
+
+
+def memory(world: World, plan: Plan) -> list[Row]:
+    """The worker's resident memory after minutes of full load, against after the first of them."""
+    load_before = _load_now()
+    with world.server(Kind.DURABLE) as server:
+        figures = []
+        for seconds in (_FIRST_MINUTE_SECONDS, (plan.minutes - 1) * 60):
+            answers = measured(server, world.single, seconds)
+            figures.append(server.resident_mb())
+            plan.tell(f"  {figures[-1]:.0f} MB after {seconds:.0f} s more at {answers.per_second:.0f}/s")
+    return [
+        Row(
+            name=f"memory after {plan.minutes:g} minutes of full load / after one",
+            unit="MB",
+            figures=(figures[1],),
+            against=(figures[0],),
+            bound=Bound(at_most=1.1),
+            load_before=load_before,
+        )
+    ]
+
+
+MEASURES: Mapping[str, Callable[[World, Plan], list[Row]]] = {
+    "single": single,
+    "batch": batch,
+    "insert": insert,
+    "table": full_table,
+    "export": export,
+    "memory": memory,
+}
+
+
+def _rates(world: World, plan: Plan, kinds: tuple[Kind, ...], body: Body) -> list[tuple[float, ...]]:
+    """Return for each kind of server the events/s of its runs, in the order of the rounds."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(world.server(kind)) for kind in kinds]
+        rounds = alternate(servers, body, plan.pace, plan.tell)
+    return [
+        tuple(answers.per_second * body.events for answers in runs_of_one) for runs_of_one in zip(*rounds, strict=True)
+    ]
+
+
+def _beside_export(server: Server, body: Body, rows: int, per_second: float) -> Answers:
+    """Load the server until its export is done, or busy for long with what has come in since it began."""
+    goal = server.exported_rows() + rows
+    deadline = time.monotonic() + _EXPORT_SECONDS
+    with (
+        rows_checked(server, body) as seen,
+        load.in_background(server.url, body.path, per_second=per_second) as background,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        run = pool.submit(server.post, "/bench/export", timeout_seconds=_EXPORT_SECONDS)
+        while not run.done() and time.monotonic() < deadline:
+            if server.exported_rows() >= goal:
+                deadline = min(deadline, time.monotonic() + _AFTERWARDS_SECONDS)
+            time.sleep(_LOOK_SECONDS)
+        seen.append(background.stop())
+        _check_export(*run.result(), rows)
+    return seen[0]
+
+
+def _check_export(status: int, report: Any, rows: int) -> None:
+    if status != 200 or report["failed"] or report["rows"] < rows:  # noqa: PLR2004 - HTTP's number
+        raise BenchError(f"the export did not deliver {rows:,} rows: {status} {report}")
+
+
+def _p99(answers: Answers) -> str:
+    return f"p99 {answers.p99_ms:.0f} ms"
+
+
+def _load_now() -> float:
+    return psutil.getloadavg()[0]
