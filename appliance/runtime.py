@@ -9,7 +9,7 @@ import threading
 from datetime import timedelta
 
 from flask import Flask, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response
 
 from appliance.admin import demo, health, pages
@@ -17,6 +17,7 @@ from appliance.admin.auth import session_key
 from appliance.admin.sentences import ANY_SITE
 from appliance.collect import routes as collect
 from appliance.collect.admission import Admission
+from appliance.collect.collector import Collector
 from appliance.collect.inbox import Inbox
 from appliance.collect.refusals import Refusals
 from appliance.collect.spool import Spool
@@ -100,8 +101,9 @@ class Runtime:
                 with self.db.connection(wait_seconds=1) as conn:
                     migrate(conn)
                     self.admission.remember_sites(counters.site_ids(conn))
-                self.inbox.use_database()
                 self._exporter.sync_coverage()
+                # The last step: a round that fails is begun again.
+                self.inbox.use_database()
                 break
             except DatabaseUnavailableError as error:
                 log.info("waiting for the database: %s", error)
@@ -132,7 +134,7 @@ def create_app(runtime: Runtime) -> Flask:
         # For the forms of the windows; /collect has a limit of its own.
         MAX_CONTENT_LENGTH=16_384,
     )
-    app.register_blueprint(collect.blueprint(settings, runtime.inbox, runtime.admission, runtime.refusals))
+    app.register_blueprint(collect.blueprint())
     app.register_blueprint(
         health.blueprint(runtime.db, settings.server.data_dir, problems=runtime.problems, notes=runtime.notes)
     )
@@ -141,7 +143,11 @@ def create_app(runtime: Runtime) -> Flask:
         app.register_blueprint(demo.blueprint())
     app.add_url_rule("/", view_func=lambda: _front(settings), endpoint="front")
     app.register_error_handler(HTTPException, _in_json)
+    # What werkzeug makes of absurd dates in conditional requests for static files.
+    app.register_error_handler(OverflowError, lambda _error: _in_json(BadRequest()))
     app.extensions["appliance"] = runtime
+    collector = Collector(settings, runtime.inbox, runtime.admission, runtime.refusals)
+    app.wsgi_app = collect.in_front_of(app.wsgi_app, collector)  # type: ignore[assignment, method-assign]
     return app
 
 

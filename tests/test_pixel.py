@@ -10,7 +10,7 @@ from conftest import Answer, Collector, http, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.collect.tracker import PIXEL
+from appliance.collect.collector import PIXEL
 
 SHOP = "https://shop.example.com"
 PAGE = f"{SHOP}/a/b?c=d"

@@ -1,282 +1,50 @@
-"""/collect, /pixel.gif and /tracking.js."""
+"""Where collecting is reached: /collect and /pixel.gif in front of Flask, /tracking.js in it."""
 
-from collections.abc import Callable
-from dataclasses import replace
-from datetime import UTC, datetime
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint
 
-from appliance.collect import payload
-from appliance.collect.admission import Admission, Refusal, Sender
-from appliance.collect.client import Address, client_address, is_unnamed_proxy, kept_address
-from appliance.collect.events import Arrival, Parsed, TooManyEventsError, parse
-from appliance.collect.identifiers import uuid7
-from appliance.collect.inbox import Inbox, InboxFullError, Stored
-from appliance.collect.refusals import Refusals
-from appliance.collect.tracker import PIXEL, Tracker
-from appliance.config import Settings
+from appliance.collect.collector import Collector
+from appliance.collect.http import Answer, Request, WSGIApp
+from appliance.collect.tracker import Tracker
 from appliance.resources import read_resource
-from appliance.store.events import Event
 
-_MEDIA_TYPES = frozenset({"application/json", "text/plain"})
-_RETRY_AFTER_SECONDS = 5
-_OK = 200
-# A day: the longest that browsers keep a preflight is less.
-_PREFLIGHT_SECONDS = 86_400
+log = logging.getLogger(__name__)
 
 
-class _RefusedError(Exception):
-    """The request is answered with an error and nothing of it is stored."""
-
-    def __init__(self, status: int, reason: str, *, kind: str, content: bytes | None = None, **details: Any) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.kind = kind
-        self.content = content
-        self.details = details
-        self.retry_after_seconds: int | None = None
-
-    @classmethod
-    def of(cls, refusal: Refusal, **details: Any) -> "_RefusedError":
-        """Refuse the request as the sender was refused."""
-        error = cls(refusal.status, refusal.reason, kind="", **details)
-        error.retry_after_seconds = refusal.retry_after_seconds
-        return error
-
-
-def blueprint(settings: Settings, inbox: Inbox, admission: Admission, refusals: Refusals) -> Blueprint:
-    """Return the routes of the way in."""
+def blueprint() -> Blueprint:
+    """Return the routes that Flask answers."""
     routes = Blueprint("collect", __name__)
-    collector = Collector(settings, inbox, admission, refusals)
-    tracker = Tracker(read_resource("tracking.js"))
-    routes.add_url_rule(
-        "/collect", view_func=collector.collect, methods=["POST"], endpoint="collect", provide_automatic_options=False
-    )
-    routes.add_url_rule("/collect", view_func=collector.preflight, methods=["OPTIONS"], endpoint="preflight")
-    routes.add_url_rule("/pixel.gif", view_func=collector.pixel, endpoint="pixel")
-    routes.add_url_rule("/tracking.js", view_func=tracker.serve, endpoint="tracker")
+    routes.add_url_rule("/tracking.js", view_func=Tracker(read_resource("tracking.js")).serve, endpoint="tracker")
     return routes
 
 
-class Collector:
-    """Answers /collect and /pixel.gif."""
+def in_front_of(app: WSGIApp, collector: Collector) -> WSGIApp:
+    """Answer what comes with every event, and leave everything else to the app."""
+    actions: dict[str, dict[str, Callable[[Request], Answer]]] = {
+        "/collect": {"POST": collector.collect, "OPTIONS": collector.preflight},
+        "/pixel.gif": {"GET": collector.pixel, "HEAD": collector.pixel},
+    }
 
-    def __init__(self, settings: Settings, inbox: Inbox, admission: Admission, refusals: Refusals) -> None:
-        self._limits = settings.collect
-        self._trusted_proxies = settings.server.trusted_proxies
-        self._inbox = inbox
-        self._admission = admission
-        self._refusals = refusals
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        methods = actions.get(environ["PATH_INFO"])
+        if methods is None:
+            return app(environ, start_response)
+        return _answered(Request(environ), methods).send(start_response)
 
-    def collect(self) -> Response:
-        """Store the events of a body."""
-        return self._with_cors(self._answered(self._store_body, request.headers.get("Origin")))
-
-    def preflight(self) -> Response:
-        """Tell a browser whether its page may send; which site it speaks for is known only with the body."""
-        answer = Response(status=204)
-        answer.headers["Access-Control-Allow-Methods"] = "POST"
-        answer.headers["Access-Control-Allow-Headers"] = "Content-Type, Content-Encoding"
-        answer.headers["Access-Control-Max-Age"] = str(_PREFLIGHT_SECONDS)
-        return self._with_cors(answer)
-
-    def pixel(self) -> Response:
-        """Store a pageview of a page without JavaScript."""
-        if request.method == "HEAD":
-            # It asks about the picture and has seen no page.
-            answer = _pixel()
-        else:
-            answer = self._answered(self._store_pixel, _origin_of(request.headers.get("Referer")))
-        answer.headers["Cache-Control"] = "no-store"
-        answer.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
-        return answer
-
-    def _answered(self, store: Callable[[str | None], Response], origin: str | None) -> Response:
-        """Turn what went wrong into an answer."""
-        try:
-            return store(origin)
-        except _RefusedError as error:
-            if error.kind:
-                kept = self._admission.may_be_kept(_sender(None, origin), None)
-                self._refusals.note(error.kind, str(error), content=error.content if kept else None)
-            answer = jsonify(error=str(error), **error.details)
-            answer.status_code = error.status
-            retry_after = error.retry_after_seconds
-        except InboxFullError:
-            answer = jsonify(error="the events cannot be stored just now, please send them again")
-            answer.status_code = 503
-            retry_after = _RETRY_AFTER_SECONDS
-        if retry_after is not None:
-            answer.headers["Retry-After"] = str(retry_after)
-        return answer
-
-    # -- /collect -----------------------------------------------------------------------------------------------------
-
-    def _store_body(self, origin: str | None) -> Response:
-        address = self._address()
-        body = self._body()
-        parsed = self._parse(body, self._arrival(address))
-        return self._store(parsed, _sender(address, origin), body)
-
-    def _body(self) -> bytes:
-        limit = self._limits.max_body_bytes
-        body = _read(limit + 1)
-        if request.mimetype not in _MEDIA_TYPES:
-            raise _RefusedError(415, "send application/json or text/plain", kind="media type", content=body)
-        encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding == "gzip" and len(body) <= limit:
-            try:
-                body = payload.inflate(body, limit)
-            except payload.BadPayloadError as error:
-                raise _RefusedError(400, str(error), kind="body", content=body) from error
-        elif encoding not in ("identity", "gzip"):
-            raise _RefusedError(415, "send the body as it is, or with gzip", kind="media type")
-        if len(body) > limit:
-            raise _RefusedError(413, f"the body is larger than {limit} bytes", kind="size", content=body)
-        return body
-
-    def _parse(self, body: bytes, arrival: Arrival) -> Parsed:
-        try:
-            decoded = payload.decode(body)
-            return parse(decoded, arrival, max_events=self._limits.max_batch_events, mint=uuid7)
-        except TooManyEventsError as error:
-            raise _RefusedError(413, str(error), kind="size", content=body) from error
-        except payload.BadPayloadError as error:
-            raise _RefusedError(400, str(error), kind="body", content=body) from error
-
-    # -- /pixel.gif ---------------------------------------------------------------------------------------------------
-
-    def _store_pixel(self, origin: str | None) -> Response:
-        address = self._address()
-        fields = request.args.to_dict()
-        event = {"url": request.headers.get("Referer"), **fields, "eventType": "pageview", "siteId": fields.get("site")}
-        # Through text and back: a query may hold what JSON strings may not.
-        parsed = self._parse(payload.encode(event).encode(errors="replace"), self._arrival(address))
-        self._store(parsed, _sender(address, origin), None)
-        return _pixel()
-
-    # -- both ---------------------------------------------------------------------------------------------------------
-
-    def _address(self) -> Address | None:
-        """Return the client's address, unless it comes too often."""
-        said = {
-            "forwarded_for": request.headers.get("X-Forwarded-For"),
-            "forwarded": request.headers.get("Forwarded"),
-        }
-        address = client_address(request.remote_addr, **said, trusted=self._trusted_proxies)
-        if address is not None and is_unnamed_proxy(address, **said, trusted=self._trusted_proxies):
-            self._admission.note_proxy(address)
-        refusal = self._admission.too_often(address)
-        if refusal is not None:
-            self._refusals.note(refusal.kind, refusal.reason)
-            raise _RefusedError.of(refusal)
-        return address
-
-    def _arrival(self, address: Address | None) -> Arrival:
-        return Arrival(
-            received_at=datetime.now(UTC),
-            user_agent=request.headers.get("User-Agent"),
-            ip_address=str(address) if address else None,
-        )
-
-    def _store(self, parsed: Parsed, sender: Sender, body: bytes | None) -> Response:
-        for rejection in parsed.rejected:
-            kept = self._admission.may_be_kept(sender, rejection.site_id)
-            content = payload.describe(rejection.item).encode() if kept else None
-            self._refusals.note("event", rejection.reason, content=content)
-        if not parsed.rows:
-            reasons = _rejections(parsed)
-            # What was refused event by event is noted already.
-            kind = "" if reasons else "body"
-            reason = reasons[0]["reason"] if reasons else "there are no events"
-            raise _RefusedError(400, reason, kind=kind, content=body, rejected=reasons)
-        admitted = self._admitted(parsed, sender)
-        stored = self._inbox.store([self._with_kept_address(row, sender.address) for row in admitted.rows])
-        for position, reason in stored.refused.items():
-            row = admitted.rows[position]
-            self._refusals.note("database", reason, site_id=row.site_id, content=row.raw_event_data.encode())
-        return _answer(admitted, stored)
-
-    def _admitted(self, parsed: Parsed, sender: Sender) -> Parsed:
-        """Reject what the sender may not send, and only that; when nothing else is left, the whole request."""
-        refusals = {site: refusal for site in parsed.site_ids if (refusal := self._admission.refusal(site, sender))}
-        if not refusals:
-            return parsed
-        for site_id, refusal in refusals.items():
-            known = site_id if self._admission.knows(site_id) else ""
-            self._refusals.note(refusal.kind, refusal.reason, site_id=known)
-        later = [refusal for refusal in refusals.values() if refusal.retry_after_seconds is not None]
-        if later:
-            # All of it: what is taken in now would not be sent again with the rest.
-            raise _RefusedError.of(later[0])
-        admitted = parsed.without({site_id: refusal.reason for site_id, refusal in refusals.items()})
-        worst = max(refusals.values(), key=lambda refusal: refusal.status)
-        if not admitted.rows and worst.status != _OK:
-            raise _RefusedError.of(worst, rejected=_rejections(admitted))
-        return admitted
-
-    def _with_kept_address(self, row: Event, address: Address | None) -> Event:
-        site = self._admission.site(row.site_id)
-        if site is None or site.ip == "keep":
-            return row
-        return replace(row, ip_address=kept_address(address, site.ip))
-
-    def _with_cors(self, answer: Response) -> Response:
-        origin = request.headers.get("Origin")
-        answer.vary.add("Origin")
-        if origin and self._admission.allows_pages_of(origin):
-            answer.headers["Access-Control-Allow-Origin"] = origin
-            answer.headers["Access-Control-Expose-Headers"] = "Retry-After"
-        return answer
-
-
-def _read(limit: int) -> bytes:
-    try:
-        body: bytes = request.environ["wsgi.input"].read(limit)
-    except Exception as error:
-        # Whatever the web server makes of chunks that are none.
-        raise _RefusedError(400, "the body is broken", kind="body") from error
-    return body
-
-
-def _sender(address: Address | None, origin: str | None) -> Sender:
-    wish = request.headers.get("DNT") == "1" or request.headers.get("Sec-GPC") == "1"
-    return Sender(address=address, origin=origin, wants_no_tracking=wish)
-
-
-def _origin_of(page: str | None) -> str | None:
-    """Return the origin of a page; "null", as browsers call it, of what has none."""
-    if not page:
-        return None
-    try:
-        parts = urlsplit(page)
-    except ValueError:
-        return "null"
-    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else "null"
-
-
-def _pixel() -> Response:
-    return Response(PIXEL, mimetype="image/gif")
-
-
-def _answer(parsed: Parsed, stored: Stored) -> Response:
-    """Count what the sender sent: the row of a large envelope stands behind its events and is not one of them."""
-    accepted = sum(position in stored.new for position in range(len(parsed.events)))
-    refused = [
-        {"index": index, "reason": stored.refused[position]}
-        for position, index in enumerate(parsed.indexes)
-        if position in stored.refused
-    ]
-    answer = jsonify(
-        accepted=accepted,
-        duplicates=len(parsed.events) - accepted - len(refused),
-        rejected=[*_rejections(parsed), *refused],
-    )
-    answer.status_code = 202 if stored.spooled else 200
     return answer
 
 
-def _rejections(parsed: Parsed) -> list[dict[str, Any]]:
-    return [{"index": rejection.index, "reason": rejection.reason} for rejection in parsed.rejected]
+def _answered(request: Request, methods: dict[str, Callable[[Request], Answer]]) -> Answer:
+    action = methods.get(request.method)
+    if action is None:
+        answer = Answer.of(405, error="method not allowed")
+        answer.headers.append(("Allow", ", ".join(methods)))
+        return answer
+    try:
+        return action(request)
+    except Exception:
+        log.exception("collecting failed")
+        return Answer.of(500, error="internal server error")

@@ -1,4 +1,4 @@
-"""Serves tracking.js small, cached and compressed, and the pixel for pages without JavaScript."""
+"""Serves tracking.js small, cached and compressed."""
 
 import gzip
 import hashlib
@@ -8,8 +8,6 @@ from flask import Response, request
 from werkzeug.wrappers import Response as BaseResponse
 
 _CACHE_SECONDS = 3_600
-# A transparent GIF of one by one pixels.
-PIXEL = bytes.fromhex("47494638396101000100800000000000ffffff21f90401000000002c00000000010001000002024401003b")
 
 
 class Tracker:
