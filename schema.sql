@@ -29,7 +29,7 @@ CREATE TABLE events_log (
     exported_at     TIMESTAMPTZ
 ) WITH (fillfactor = 50);
 
--- How many events came in: one row per commit and site, written in the same transaction as the events and merged later
+-- How many events came in: one row per statement, minute and site, written with the events and merged later
 -- (appliance/store/counters.py). The status page reads this and never counts events_log.
 CREATE TABLE event_counts (
     minute          TIMESTAMPTZ NOT NULL,
@@ -38,6 +38,18 @@ CREATE TABLE event_counts (
     last_id         BIGINT NOT NULL
 );
 CREATE INDEX event_counts_minute ON event_counts (minute);
+
+-- By a trigger and not by the appliance: a group of events is then one COPY and nothing else, one way to the server and
+-- back.
+CREATE FUNCTION count_new_events() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO event_counts (minute, site_id, events, last_id)
+    SELECT date_trunc('minute', coalesce(created_at, now())), site_id, count(*), max(id) FROM new_events
+    WHERE site_id IS NOT NULL GROUP BY 1, 2;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_new_events AFTER INSERT ON events_log REFERENCING NEW TABLE AS new_events
+    FOR EACH STATEMENT EXECUTE FUNCTION count_new_events();
 
 -- What was refused, and why, for the owner to look at. Of each kind the newest are kept; but what was answered 2xx and
 -- then refused by events_log stays (its event_id keeps it from standing here twice).

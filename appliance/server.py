@@ -256,6 +256,8 @@ class _Gunicorn(BaseApplication):
             "keepalive": 15,
             "backlog": _BACKLOG,
             "control_socket_disable": True,
+            # Answers are written in one piece (worker.py).
+            "sendfile": False,
             "logger_class": _GunicornLogger,
             "post_fork": lambda _arbiter, _worker: _die_with_parent(),
         }
@@ -274,6 +276,9 @@ class _GunicornLogger(Logger):
         self.error_log.propagate = True
         self.error_log.setLevel(logging.WARNING)
         self.access_log.disabled = True
+
+    def access(self, *_: Any) -> None:
+        """Write nothing: visitors' addresses and URLs stay out of logs."""
 
 
 def _max_connections() -> int:

@@ -95,6 +95,44 @@ class _Connection:
         self.address = rate_key(peer) if peer is not None and not is_local(peer) else None
 
 
+class _AnswerSocket:
+    """What gunicorn writes an answer to: head and body leave together, in one call and one packet."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._head: bytes | None = None
+        self._begun = False
+
+    def sendall(self, data: bytes) -> None:
+        """Keep the first piece back until there is a second."""
+        if not self._begun:
+            self._begun, self._head = True, data
+            return
+        head, self._head = self._head, None
+        self._sock.sendall(data if head is None else head + data)
+
+    def flush(self) -> None:
+        """Send a head that had no body."""
+        if self._head is not None:
+            self._sock.sendall(self._head)
+
+    def shutdown(self, _how: int) -> None:
+        """Refuse: connections are closed by the main loop, which waits for nobody."""
+        raise OSError("closed by the main loop")
+
+    def close(self) -> None:
+        """Leave it to the main loop, too."""
+
+
+class _Answering:
+    """A connection as gunicorn's code sees it while it answers."""
+
+    def __init__(self, conn: _Connection) -> None:
+        self.sock = _AnswerSocket(conn.sock)
+        self.client = conn.client
+        self.server = conn.server
+
+
 class _Threads:
     """Threads that take jobs from one queue. The standard library's pool makes a future of each: 14 us more a job."""
 
@@ -377,7 +415,9 @@ class Worker(ThreadWorker):
             parser = http.get_parser(self.cfg, _pieces(request), conn.client)
             req = next(parser)
             _read_body(req, parser.unreader)
-            return bool(self.handle_request(req, conn))
+            answering = _Answering(conn)
+            usable = bool(self.handle_request(req, answering))
+            answering.sock.flush()
         except StopIteration:
             return False
         except errors.ParseException as error:
@@ -389,6 +429,8 @@ class Worker(ThreadWorker):
             log.exception("answering a request failed")
             if req is not None:
                 _send_now(conn.sock, _refusal(500))
+        else:
+            return usable
         return False
 
 

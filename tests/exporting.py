@@ -120,8 +120,8 @@ class MortalDatabase(Database):
     steps = Steps()
 
     @contextmanager
-    def connection(self, *, wait_seconds: float = 5, answer_seconds: float | None = None) -> Iterator[Connection]:
-        with self.steps.step(), super().connection(wait_seconds=wait_seconds, answer_seconds=answer_seconds) as conn:
+    def connection(self, **options: Any) -> Iterator[Connection]:
+        with self.steps.step(), super().connection(**options) as conn:
             yield conn
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +24,8 @@ _LOCAL = tuple(
         "fc00::/7",
     )
 )
+# The same visitors send again and again.
+_REMEMBERED_ADDRESSES = 4_096
 # RFC 7239: Forwarded: for=192.0.2.43, for="[2001:db8::17]:4711";proto=https
 _FORWARDED_FOR = re.compile(r"(?:^|[;\s])for=(\"[^\"]*\"|[^;,\s\"]+)", re.IGNORECASE)
 _PORT = re.compile(r":[0-9]{1,5}$")
@@ -82,11 +85,13 @@ def rate_key(address: Address) -> str:
     return str(address) if address.version == 4 else str(ip_network((address, 64), strict=False))  # noqa: PLR2004
 
 
+@lru_cache(_REMEMBERED_ADDRESSES)
 def is_local(address: Address) -> bool:
     """Return whether an address is no visitor's: of this machine or of a private network, so most likely a proxy."""
     return _is_in(address, _LOCAL)
 
 
+@lru_cache(_REMEMBERED_ADDRESSES)
 def parse_address(text: str | None) -> Address | None:
     """Read an address as proxies write it, in brackets and with a port perhaps; None where it is none."""
     bare = (text or "").strip()

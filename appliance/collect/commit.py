@@ -9,7 +9,6 @@ from uuid import UUID
 import psycopg
 
 from appliance.errors import DatabaseUnavailableError
-from appliance.store import counters
 from appliance.store import events as store
 from appliance.store.database import Connection, Database, first_line
 from appliance.store.events import Event
@@ -88,17 +87,13 @@ class Committer:
         return outcome
 
     def _copy(self, events: Sequence[Event], left: Callable[[], float]) -> Outcome:
-        with self._connection(left) as conn:
+        with self._connection(left, autocommit=True) as conn:
             store.copy_in(conn, events)
-            counters.count_events(conn, events)
         return Outcome({event.event_id for event in events})
 
     def _insert_new(self, events: Sequence[Event], left: Callable[[], float]) -> Outcome:
         with self._connection(left) as conn:
-            new = store.insert_new(conn, events)
-            if new:
-                counters.count_events(conn, _first_of_each(events, set(new)), last_id=max(new.values()))
-        return Outcome(set(new))
+            return Outcome(store.insert_new(conn, events))
 
     def _isolate(self, events: list[Event], left: Callable[[], float]) -> Outcome:
         """Halve a group until what is refused stands alone, and store the rest."""
@@ -110,12 +105,14 @@ class Committer:
             first, second = _halves(events)
             return self._isolate(first, left).add(self._isolate(second, left))
 
-    def _connection(self, left: Callable[[], float]) -> AbstractContextManager[Connection]:
+    def _connection(self, left: Callable[[], float], *, autocommit: bool = False) -> AbstractContextManager[Connection]:
         """Lend a connection for what is left of the time."""
         seconds = left()
         if seconds <= 0:
             raise DatabaseUnavailableError("the database is too slow")
-        return self._db.connection(wait_seconds=min(seconds, _CONNECTION_SECONDS), answer_seconds=seconds)
+        return self._db.connection(
+            wait_seconds=min(seconds, _CONNECTION_SECONDS), answer_seconds=seconds, autocommit=autocommit
+        )
 
 
 def _by_id(events: Sequence[Event]) -> list[Event]:
@@ -126,12 +123,3 @@ def _by_id(events: Sequence[Event]) -> list[Event]:
 def _halves(events: list[Event]) -> tuple[list[Event], list[Event]]:
     middle = len(events) // 2
     return events[:middle], events[middle:]
-
-
-def _first_of_each(events: Sequence[Event], wanted: set[UUID]) -> list[Event]:
-    """Return one event for each wanted id, the first of those that share it."""
-    first: dict[UUID, Event] = {}
-    for event in events:
-        if event.event_id in wanted:
-            first.setdefault(event.event_id, event)
-    return list(first.values())

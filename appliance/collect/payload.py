@@ -49,7 +49,7 @@ def decode(body: bytes) -> Any:
     """
     try:
         text = body.decode("utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
+        value = _DECODER.decode(text)
     except UnicodeDecodeError as error:
         raise BadPayloadError("the body is not UTF-8") from error
     except RecursionError as error:
@@ -102,6 +102,9 @@ def _whole(text: str) -> int | Unusable:
     except ValueError:
         # Python reads and writes no longer ones: the time that takes grows with the square of their length.
         return Unusable(f"the number {text[:20]} has too many digits")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
 
 
 def _needs_cleaning(text: str) -> bool:

@@ -1,12 +1,9 @@
-"""Operational counters: how many events came in, without ever counting events_log."""
+"""Operational counters: how many events came in, without ever counting events_log (schema.sql counts)."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from appliance.store.database import Connection
-from appliance.store.events import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +15,6 @@ class SiteCount:
     last_hour: int
     last_day: int
     last_minute: datetime
-
-
-def count_events(conn: Connection, events: Sequence[Event], *, last_id: int | None = None) -> None:
-    """Count rows that this transaction has just stored.
-
-    `last_id` is the largest of their ids; without it they must be the last to have drawn ids in this session.
-    """
-    for (site_id, minute), number in Counter(
-        (e.site_id, e.created_at.replace(second=0, microsecond=0)) for e in events
-    ).items():
-        conn.execute(
-            "INSERT INTO event_counts (minute, site_id, events, last_id) VALUES (%s, %s, %s, coalesce(%s, lastval()))",
-            (minute, site_id, number, last_id),
-        )
 
 
 def merge(conn: Connection) -> None:

@@ -66,8 +66,8 @@ def copy_in(conn: Connection, events: Sequence[Event]) -> None:
     _copy(conn, "events_log", events)
 
 
-def insert_new(conn: Connection, events: Sequence[Event]) -> dict[UUID, int]:
-    """Store those events whose event id is not stored yet and return the row ids they got, by event id.
+def insert_new(conn: Connection, events: Sequence[Event]) -> set[UUID]:
+    """Store those events whose event id is not stored yet and return their event ids.
 
     Rows go in by event_id: two appliances on one database that are fed the same ids in opposite order would deadlock.
     The staging table has no id column: ids are drawn only under the lock on events_log.
@@ -80,9 +80,9 @@ def insert_new(conn: Connection, events: Sequence[Event]) -> dict[UUID, int]:
     rows = conn.execute(
         f"INSERT INTO events_log ({_INSERTED})"  # noqa: S608 - column names of our own
         f" SELECT {_INSERTED} FROM staged_events ORDER BY event_id"
-        " ON CONFLICT (event_id) DO NOTHING RETURNING event_id, id"
+        " ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
     )
-    return {event_id: row_id for event_id, row_id in rows}  # noqa: C416 - rows are tuples of any length to mypy
+    return {event_id for (event_id,) in rows}
 
 
 def _copy(conn: Connection, table: str, events: Sequence[Event]) -> None:
