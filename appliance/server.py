@@ -31,7 +31,9 @@ from appliance.store.embedded import EmbeddedPostgres, lock_file
 
 log = logging.getLogger(__name__)
 
-THREADS = 32
+# No thread waits for the database while events are stored, so these are for the work itself, which is Python's; more of
+# them only get in each other's way.
+THREADS = 16
 _BACKLOG = 1024
 # Connections that are open at once, most of them idle; and what the worker needs descriptors for beside them.
 _MAX_CONNECTIONS = 4096

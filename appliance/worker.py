@@ -12,7 +12,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fcntl import ioctl
 from functools import partial
 from io import BytesIO
@@ -22,10 +23,11 @@ from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import http
-from gunicorn.http import errors
+from gunicorn.http import errors, wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
 from appliance.collect.client import is_local, rate_key
+from appliance.collect.http import LATER, Later
 from appliance.wire.framing import FramingError, Incoming
 from appliance.wire.waiting import PerAddress, WaitingRoom
 
@@ -102,6 +104,7 @@ class _AnswerSocket:
         self._sock = sock
         self._head: bytes | None = None
         self._begun = False
+        self.sent = False
 
     def sendall(self, data: bytes) -> None:
         """Keep the first piece back until there is a second."""
@@ -109,28 +112,40 @@ class _AnswerSocket:
             self._begun, self._head = True, data
             return
         head, self._head = self._head, None
+        self.sent = True
         self._sock.sendall(data if head is None else head + data)
 
     def flush(self) -> None:
         """Send a head that had no body."""
         if self._head is not None:
+            self.sent = True
             self._sock.sendall(self._head)
-
-    def shutdown(self, _how: int) -> None:
-        """Refuse: connections are closed by the main loop, which waits for nobody."""
-        raise OSError("closed by the main loop")
-
-    def close(self) -> None:
-        """Leave it to the main loop, too."""
 
 
 class _Answering:
-    """A connection as gunicorn's code sees it while it answers."""
+    """A request that is being answered."""
+
+    __slots__ = ("conn", "later", "response", "reusable", "sock")
 
     def __init__(self, conn: _Connection) -> None:
+        self.conn = conn
         self.sock = _AnswerSocket(conn.sock)
-        self.client = conn.client
-        self.server = conn.server
+        self.response: Any = None
+        self.later: Later | None = None
+        # Whether the connection can be used for another request.
+        self.reusable = False
+
+    def write(self, body: Iterable[bytes]) -> None:
+        """Send an answer whose head has been given to gunicorn's response."""
+        try:
+            for piece in body:
+                self.response.write(piece)
+            self.response.close()
+            self.sock.flush()
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+        self.reusable = not self.response.should_close()
 
 
 class _Threads:
@@ -401,37 +416,52 @@ class Worker(ThreadWorker):
     # -- answering, in a thread ---------------------------------------------------------------------------------------
 
     def _answer(self, conn: _Connection, request: bytes) -> None:
-        usable = False
-        try:
-            usable = self.handle(conn, request)
-        finally:
-            self.method_queue.defer(self.finish_request, conn, usable)
-
-    def handle(self, conn: _Connection, request: bytes) -> bool:
-        """Answer one request; return whether the connection can be used for another. Runs in a thread."""
-        req = None
-        try:
-            # Made of bytes that are all here: whatever the parser thinks of them, it never waits for more.
-            parser = http.get_parser(self.cfg, _pieces(request), conn.client)
+        """Answer one request, or begin what its answer waits for."""
+        # Made of bytes that are all here: whatever the parser thinks of them, it never waits for more.
+        parser = http.get_parser(self.cfg, _pieces(request), conn.client)
+        answering = _Answering(conn)
+        with self._finishing(answering):
             req = next(parser)
             _read_body(req, parser.unreader)
-            answering = _Answering(conn)
-            usable = bool(self.handle_request(req, answering))
-            answering.sock.flush()
+            answering.response, environ = wsgi.create(req, answering.sock, conn.client, conn.server, self.cfg)
+            environ["wsgi.multithread"] = True
+            environ[LATER] = True
+            if not self.alive:
+                answering.response.force_close()
+            body = self.wsgi(environ, answering.response.start_response)
+            if isinstance(body, Later):
+                answering.later = body
+            else:
+                answering.write(body)
+        if answering.later is not None:
+            answering.later.begin(lambda: self.tpool.submit(partial(self._answer_later, answering)))
+
+    def _answer_later(self, answering: "_Answering") -> None:
+        """Send an answer that has waited for something."""
+        later, answering.later = answering.later, None
+        assert later is not None  # noqa: S101 - that is why this was called
+        with self._finishing(answering):
+            answering.write(later.answer().send(answering.response.start_response))
+
+    @contextmanager
+    def _finishing(self, answering: "_Answering") -> Iterator[None]:
+        """Tell the main loop when an answer is out, and turn what went wrong into one where nothing was sent yet."""
+        try:
+            yield
         except StopIteration:
-            return False
+            log.debug("a request that is none")
         except errors.ParseException as error:
             status = next((code for kind, code in _PARSER_STATUS.items() if isinstance(error, kind)), 400)
-            _send_now(conn.sock, _refusal(status))
+            _send_now(answering.conn.sock, _refusal(status))
         except OSError as error:
             log.debug("a client went away or does not read its answer: %s", error)
         except Exception:
             log.exception("answering a request failed")
-            if req is not None:
-                _send_now(conn.sock, _refusal(500))
-        else:
-            return usable
-        return False
+            if not answering.sock.sent:
+                _send_now(answering.conn.sock, _refusal(500))
+        finally:
+            if answering.later is None:
+                self.method_queue.defer(self.finish_request, answering.conn, answering.reusable)
 
 
 def _pieces(request: bytes) -> Iterator[bytes]:

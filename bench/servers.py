@@ -16,7 +16,7 @@ from flask import Flask, Response, jsonify, request
 from psycopg_pool import ConnectionPool
 
 from appliance import log
-from appliance.collect.inbox import Inbox, Stored
+from appliance.collect.inbox import Done, Inbox, Stored
 from appliance.config import Settings
 from appliance.runtime import Runtime, create_app
 from appliance.server import THREADS, _die_with_parent, _Gunicorn
@@ -80,6 +80,9 @@ class _StandIn(Inbox):
 
     def close(self) -> None:
         self._open = False
+
+    def submit(self, events: Sequence[Event], done: Done) -> None:
+        done(self.store(events))
 
     @property
     def alive(self) -> bool:

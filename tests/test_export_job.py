@@ -277,3 +277,25 @@ def test_a_retired_job_delivers_what_it_has_sealed_and_no_more(world: World) -> 
     assert world.export("acme").batches == 1
     assert world.exporter().jobs() == ["other"]
     assert exported_ids(world.contents("client")) == exported_ids(world.contents("vault")) == expected
+
+
+def test_a_run_ends_though_events_come_in_all_the_while(world: World) -> None:
+    @contextmanager
+    def beside_traffic(action: str) -> Iterator[None]:
+        yield
+        if action == "put":
+            store_events(world.db, 1)
+
+    store_events(world.db, 5)
+    report = watch(world.exporter(), beside_traffic).run("acme")
+    assert (report.batches, report.row_count) == (1, 5)
+    assert world.rows().total() > 5
+    assert world.export().row_count == world.rows().total() - 5
+    world.check()
+
+
+def test_a_run_works_through_a_backlog_of_many_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "BATCH_ROWS", 4)
+    store_events(world.db, 18)
+    assert world.export().batches == 5
+    world.check()

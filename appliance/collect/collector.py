@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,16 +11,18 @@ from appliance.collect import payload
 from appliance.collect.admission import Admission, Refusal, Sender
 from appliance.collect.client import Address, client_address, is_unnamed_proxy, kept_address
 from appliance.collect.events import Arrival, Parsed, TooManyEventsError, parse
-from appliance.collect.http import Answer, BrokenBodyError, Request
+from appliance.collect.http import Answer, BrokenBodyError, Pending, Request, then
 from appliance.collect.identifiers import uuid7
-from appliance.collect.inbox import Inbox, InboxFullError, Stored
+from appliance.collect.inbox import Inbox, Outcome, Stored
 from appliance.collect.refusals import Refusals
 from appliance.config import Settings
+from appliance.errors import ApplianceError
 from appliance.store.events import Event
 
 _MEDIA_TYPES = frozenset({"application/json", "text/plain"})
 _RETRY_AFTER_SECONDS = 5
 _OK = 200
+_REFUSED_FROM = 400
 # A day: the longest that browsers keep a preflight is less.
 _PREFLIGHT_SECONDS = 86_400
 # A transparent GIF of one by one pixels.
@@ -57,10 +60,10 @@ class Collector:
         self._admission = admission
         self._refusals = refusals
 
-    def collect(self, request: Request) -> Answer:
+    def collect(self, request: Request) -> Answer | Pending:
         """Store the events of a body."""
         origin = request.header("HTTP_ORIGIN")
-        return self._with_cors(self._answered(self._store_body, request, origin), origin)
+        return then(self._answered(self._store_body, request, origin), lambda answer: self._with_cors(answer, origin))
 
     def preflight(self, request: Request) -> Answer:
         """Tell a browser whether its page may send; which site it speaks for is known only with the body."""
@@ -72,17 +75,16 @@ class Collector:
         ]
         return self._with_cors(answer, request.header("HTTP_ORIGIN"))
 
-    def pixel(self, request: Request) -> Answer:
+    def pixel(self, request: Request) -> Answer | Pending:
         """Store a pageview of a page without JavaScript."""
         if request.method == "HEAD":
             # It asks about the picture and has seen no page.
-            answer = _pixel()
-        else:
-            answer = self._answered(self._store_pixel, request, _origin_of(request.header("HTTP_REFERER")))
-        answer.headers += [("Cache-Control", "no-store"), ("Cross-Origin-Resource-Policy", "cross-origin")]
-        return answer
+            return _uncached(_pixel())
+        return then(self._answered(self._store_pixel, request, _origin_of(request.header("HTTP_REFERER"))), _uncached)
 
-    def _answered(self, store: Callable[[Request, str | None], Answer], request: Request, origin: str | None) -> Answer:
+    def _answered(
+        self, store: Callable[[Request, str | None], Answer | Pending], request: Request, origin: str | None
+    ) -> Answer | Pending:
         """Turn what went wrong into an answer."""
         try:
             return store(request, origin)
@@ -91,17 +93,13 @@ class Collector:
                 kept = self._admission.may_be_kept(_sender(request, None, origin), None)
                 self._refusals.note(error.kind, str(error), content=error.content if kept else None)
             answer = Answer.of(error.status, error=str(error), **error.details)
-            retry_after = error.retry_after_seconds
-        except InboxFullError:
-            answer = Answer.of(503, error="the events cannot be stored just now, please send them again")
-            retry_after = _RETRY_AFTER_SECONDS
-        if retry_after is not None:
-            answer.headers.append(("Retry-After", str(retry_after)))
-        return answer
+            if error.retry_after_seconds is not None:
+                answer.headers.append(("Retry-After", str(error.retry_after_seconds)))
+            return answer
 
     # -- /collect -----------------------------------------------------------------------------------------------------
 
-    def _store_body(self, request: Request, origin: str | None) -> Answer:
+    def _store_body(self, request: Request, origin: str | None) -> Answer | Pending:
         address = self._address(request)
         body = self._body(request)
         parsed = self._parse(body, _arrival(request, address))
@@ -138,15 +136,15 @@ class Collector:
 
     # -- /pixel.gif ---------------------------------------------------------------------------------------------------
 
-    def _store_pixel(self, request: Request, origin: str | None) -> Answer:
+    def _store_pixel(self, request: Request, origin: str | None) -> Answer | Pending:
         address = self._address(request)
         fields = request.query()
         page = request.header("HTTP_REFERER")
         event = {"url": page, **fields, "eventType": "pageview", "siteId": fields.get("site")}
         # Through text and back: a query may hold what JSON strings may not.
         parsed = self._parse(payload.encode(event).encode(errors="replace"), _arrival(request, address))
-        self._store(parsed, _sender(request, address, origin), None)
-        return _pixel()
+        stored = self._store(parsed, _sender(request, address, origin), None)
+        return then(stored, lambda answer: _pixel() if answer.status < _REFUSED_FROM else answer)
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
@@ -165,7 +163,7 @@ class Collector:
             raise _RefusedError.of(refusal)
         return address
 
-    def _store(self, parsed: Parsed, sender: Sender, body: bytes | None) -> Answer:
+    def _store(self, parsed: Parsed, sender: Sender, body: bytes | None) -> Pending:
         for rejection in parsed.rejected:
             kept = self._admission.may_be_kept(sender, rejection.site_id)
             content = payload.describe(rejection.item).encode() if kept else None
@@ -177,11 +175,18 @@ class Collector:
             reason = reasons[0]["reason"] if reasons else "there are no events"
             raise _RefusedError(400, reason, kind=kind, content=body, rejected=reasons)
         admitted = self._admitted(parsed, sender)
-        stored = self._inbox.store([self._with_kept_address(row, sender.address) for row in admitted.rows])
-        for position, reason in stored.refused.items():
+        rows = [self._with_kept_address(row, sender.address) for row in admitted.rows]
+        return Pending(partial(self._inbox.submit, rows), partial(self._stored, admitted))
+
+    def _stored(self, admitted: Parsed, outcome: Outcome) -> Answer:
+        if isinstance(outcome, ApplianceError):
+            answer = Answer.of(503, error="the events cannot be stored just now, please send them again")
+            answer.headers.append(("Retry-After", str(_RETRY_AFTER_SECONDS)))
+            return answer
+        for position, reason in outcome.refused.items():
             row = admitted.rows[position]
             self._refusals.note("database", reason, site_id=row.site_id, content=row.raw_event_data.encode())
-        return _answer(admitted, stored)
+        return _answer(admitted, outcome)
 
     def _admitted(self, parsed: Parsed, sender: Sender) -> Parsed:
         """Reject what the sender may not send, and only that; when nothing else is left, the whole request."""
@@ -239,6 +244,11 @@ def _origin_of(page: str | None) -> str | None:
     except ValueError:
         return "null"
     return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else "null"
+
+
+def _uncached(answer: Answer) -> Answer:
+    answer.headers += [("Cache-Control", "no-store"), ("Cross-Origin-Resource-Policy", "cross-origin")]
+    return answer
 
 
 def _pixel() -> Answer:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from queue import SimpleQueue
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -83,3 +84,58 @@ class Answer:
             own.append(("Content-Type", self.media_type))
         start_response(_STATUS_LINES[self.status], own + self.headers)
         return [self.body]
+
+
+# Set by a server that can send an answer later; see Later.
+LATER = "appliance.later"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An answer that comes when something is on disk.
+
+    `begin` starts that and calls what it is given, from any thread, with the outcome; `finish` makes the answer of it.
+    """
+
+    begin: Callable[[Callable[[Any], None]], None]
+    finish: Callable[[Any], Answer]
+
+    def then(self, change: Callable[[Answer], Answer]) -> "Pending":
+        """Change the answer when it is there."""
+        return Pending(self.begin, lambda outcome: change(self.finish(outcome)))
+
+
+def then(answer: Answer | Pending, change: Callable[[Answer], Answer]) -> Answer | Pending:
+    """Change an answer, now or when it is there."""
+    return answer.then(change) if isinstance(answer, Pending) else change(answer)
+
+
+class Later:
+    """What a WSGI app returns in place of a body when its answer is pending and the server has set LATER.
+
+    No thread waits: with many requests in flight most of a thread's time went into falling asleep and waking up.
+    """
+
+    def __init__(self, pending: Pending) -> None:
+        self._pending = pending
+        self._outcome: Any = None
+
+    def begin(self, ready: Callable[[], None]) -> None:
+        """Start what the answer waits for; `ready` is called from any thread when `answer` may be."""
+
+        def done(outcome: Any) -> None:
+            self._outcome = outcome
+            ready()
+
+        self._pending.begin(done)
+
+    def answer(self) -> Answer:
+        """Return the answer."""
+        return self._pending.finish(self._outcome)
+
+
+def waited_for(pending: Pending) -> Answer:
+    """Return the answer when it is there, for servers that cannot send it later."""
+    outcomes: SimpleQueue[Any] = SimpleQueue()
+    pending.begin(outcomes.put)
+    return pending.finish(outcomes.get())

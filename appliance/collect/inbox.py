@@ -1,8 +1,8 @@
 """Group commit: the only writer of events.
 
-Requests hand in their rows and wait. One thread takes what has gathered, commits it with a single COPY and releases all
-of them. There is no delay on purpose: while one group is being committed the next gathers by itself, and an idle server
-answers one event at the price of one commit.
+Requests hand in their rows. One thread takes what has gathered, commits it with a single COPY and then lets all of them
+be answered; no thread of theirs waits for that. There is no delay on purpose: while one group is being committed the
+next gathers by itself, and an idle server answers one event at the price of one commit.
 
 A group that the database does not take goes to the spool, and so does all that follows until the database has taken
 something of the spool (drain.py). From then on new groups go to the database again, beside what is still drained.
@@ -11,12 +11,15 @@ something of the spool (drain.py). From then on new groups go to the database ag
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TypeAlias
 
 import psycopg
 
-from appliance.collect.commit import Committer, Outcome
+from appliance.collect import commit
+from appliance.collect.commit import Committer
 from appliance.collect.drain import Drain
 from appliance.collect.spool import Spool, SpoolError
 from appliance.errors import ApplianceError, DatabaseUnavailableError
@@ -49,31 +52,24 @@ class Stored:
     """They are on disk, and in the table only when the database is back: duplicates count as new."""
 
 
+Outcome: TypeAlias = Stored | ApplianceError
+Done: TypeAlias = Callable[[Outcome], None]
+
+
 class _Submission:
-    """The rows of one request, and where its thread waits for them."""
+    """The rows of one request, and who is to hear what became of them."""
 
-    __slots__ = ("_answered", "_outcome", "events")
+    __slots__ = ("_done", "events")
 
-    def __init__(self, events: Sequence[Event]) -> None:
+    def __init__(self, events: Sequence[Event], done: Done) -> None:
         self.events = events
-        self._outcome: Stored | ApplianceError | None = None
-        # A bare lock: an Event is a lock within a condition, and this is made and used for every request.
-        self._answered = threading.Lock()
-        self._answered.acquire()
+        self._done: Done | None = done
 
-    def answer(self, outcome: Stored | ApplianceError) -> None:
-        """Release the thread that waits; what is answered once stays."""
-        if self._outcome is None:
-            self._outcome = outcome
-            self._answered.release()
-
-    def wait(self) -> Stored:
-        """Return what became of the rows, or raise why nothing did."""
-        self._answered.acquire()
-        assert self._outcome is not None  # noqa: S101 - the lock says so
-        if isinstance(self._outcome, ApplianceError):
-            raise self._outcome
-        return self._outcome
+    def answer(self, outcome: Outcome) -> None:
+        """Tell the request; what was told once stays."""
+        done, self._done = self._done, None
+        if done is not None:
+            done(outcome)
 
 
 class Inbox:
@@ -127,16 +123,29 @@ class Inbox:
 
         Raises InboxFullError; the events may then be stored or not, and sending them again with the same ids is right.
         """
+        answered: SimpleQueue[Outcome] = SimpleQueue()
+        self.submit(events, answered.put)
+        outcome = answered.get()
+        if isinstance(outcome, ApplianceError):
+            raise outcome
+        return outcome
+
+    def submit(self, events: Sequence[Event], done: Done) -> None:
+        """Put the events on disk and call `done` then, with what became of each or with an InboxFullError.
+
+        It may be called at once or by the writer's thread, which must not be made to wait.
+        """
         if not events:
-            return Stored(frozenset(), {})
-        submission = _Submission(events)
+            done(Stored(frozenset(), {}))
+            return
         with self._changed:
-            if self._closed or self._waiting_events + len(events) > _MAX_WAITING_EVENTS:
-                raise InboxFullError("too many events are waiting to be stored")
-            self._waiting.append(submission)
-            self._waiting_events += len(events)
-            self._changed.notify()
-        return submission.wait()
+            full = self._closed or self._waiting_events + len(events) > _MAX_WAITING_EVENTS
+            if not full:
+                self._waiting.append(_Submission(events, done))
+                self._waiting_events += len(events)
+                self._changed.notify()
+        if full:
+            done(InboxFullError("too many events are waiting to be stored"))
 
     # -- the writer's thread ------------------------------------------------------------------------------------------
 
@@ -191,7 +200,7 @@ def _refuse(group: Sequence[_Submission], error: Exception) -> None:
         submission.answer(InboxFullError(f"the events could not be stored: {error}"))
 
 
-def _share_out(group: Sequence[_Submission], outcome: Outcome) -> None:
+def _share_out(group: Sequence[_Submission], outcome: commit.Outcome) -> None:
     """Tell each request about its own events; of equal ids in one group the first to arrive is the new one."""
     unclaimed = set(outcome.new)
     for submission in group:
