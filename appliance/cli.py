@@ -57,8 +57,9 @@ def serve(file: Path | None) -> None:
 @cli.command(epilog="Example: appliance check --config config.toml")
 @_config_option
 @_json_option
-def check(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
-    """Read the configuration and say what it means; every error at once, exit code 2."""
+@click.option("--probe", is_flag=True, help="Write, read, list and delete an object in every bucket.")
+def check(file: Path | None, as_json: bool, probe: bool) -> None:  # noqa: FBT001 - click passes flags so
+    """Read the configuration and say what it means; every error at once, exit code 2; a probe that fails, 1."""
     try:
         settings = _load(file)
     except ConfigError as error:
@@ -68,10 +69,17 @@ def check(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click pas
         sys.exit(error.exit_code)
     warnings = _warnings(settings)
     if as_json:
-        _print_json({"ok": True, "warnings": warnings, "exports": sorted(settings.exports)})
-        return
-    for line in [*_describe(settings), *(f"warning: {warning}" for warning in warnings)]:
-        click.echo(line)
+        probes = _probes(settings) if probe else []
+        answer = {"ok": not _failed(probes), "warnings": warnings, "exports": sorted(settings.exports)}
+        _print_json(answer | ({"probes": [asdict(one) for one in probes]} if probe else {}))
+    else:
+        for line in [*_describe(settings), *(f"warning: {warning}" for warning in warnings)]:
+            click.echo(line)
+        probes = _probes(settings) if probe else []
+        for one in probes:
+            click.echo(one.line)
+    if _failed(probes):
+        sys.exit(1)
 
 
 @cli.command(epilog="Example: appliance export acme")
@@ -113,6 +121,16 @@ def status(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click pa
         _print_json({"events": state.events, **asdict(state)})
         return
     _print_status(state)
+
+
+def _probes(settings: Settings) -> list[Any]:
+    from appliance.export.buckets.probe import probe_all  # noqa: PLC0415 - reading the configuration needs no boto3
+
+    return list(probe_all(settings))
+
+
+def _failed(probes: list[Any]) -> bool:
+    return any(probe.failures for probe in probes)
 
 
 def _load(file: Path | None) -> Settings:

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.message import Message
+from functools import cache
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import psycopg
 import pytest
 import tomli_w
 from botocore.config import Config
+from moto.server import ThreadedMotoServer
 from playwright.sync_api import Browser, sync_playwright
 from psycopg.rows import dict_row
 
@@ -223,6 +225,36 @@ def s3_server(root: Path, port: int | None = None) -> Iterator[S3Server]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """Run a server that knows what rclone does not: If-None-Match, KMS, roles, tags, storage classes."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def moto_settings(endpoint: str, bucket: str, provider: str) -> dict[str, Any]:
+    """Return a [buckets.NAME] table for a bucket of moto, which plays the provider."""
+    return {
+        "kind": "s3",
+        "provider": provider,
+        "bucket": bucket,
+        "endpoint_url": endpoint,
+        "region": "us-east-1",
+        "access_key_id": ACCESS_KEY,
+        "secret_access_key": SECRET_KEY,
+    }
+
+
+@cache
+def moto_client(endpoint: str, service: str = "s3") -> Any:
+    keys: Any = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET_KEY}
+    client: Any = boto3.session.Session().client
+    return client(service, endpoint_url=endpoint, region_name="us-east-1", **keys)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from conftest import S3Server, make_settings
 
-from appliance.export.buckets import Bucket
+from appliance.export.buckets import Bucket, Listed
 from appliance.export.files import LocalObject
 from appliance.export.job import Exporter
 from appliance.store.database import Connection, Database
@@ -142,6 +142,14 @@ class Watched:
     def fetch(self, key: str, path: Path) -> None:
         with self._step("fetch"):
             self.inner.fetch(key, path)
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        with self._step("list"):
+            yield from self.inner.list(prefix)
+
+    def sha256(self, key: str) -> str | None:
+        with self._step("sha256"):
+            return self.inner.sha256(key)
 
 
 def watch(exporter: Exporter, step: Step, *names: str) -> Exporter:

@@ -1,20 +1,21 @@
 """Buckets: an object is put once, checked where it stands, and never written over."""
 
 import errno
+import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import boto3
 import pytest
-from conftest import ACCESS_KEY, SECRET_KEY, S3Server, free_port, make_settings
-from moto.server import ThreadedMotoServer
+from conftest import ACCESS_KEY, SECRET_KEY, S3Server, free_port, make_settings, moto_client, moto_settings
+from faulty import faulty
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 
 from appliance.errors import BucketError, ForeignObjectError
 from appliance.export import buckets
@@ -27,16 +28,6 @@ CONTENT = b'{"a": 1}\n' * 1000
 
 def build(name: str, **settings: Any) -> Bucket:
     return buckets.build(make_settings(buckets={name: settings}, exports={"job": {"client": name}}))[name]
-
-
-@pytest.fixture(scope="session")
-def moto() -> Iterator[str]:
-    """Run a server that honours If-None-Match, which rclone does not."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @dataclass
@@ -77,18 +68,6 @@ def directory_place(root: Path) -> Place:
     return Place(bucket, "directory", write, lambda key: (root / key).read_bytes(), names)
 
 
-def moto_settings(endpoint: str, bucket: str, provider: str) -> dict[str, Any]:
-    keys = {"access_key_id": ACCESS_KEY, "secret_access_key": SECRET_KEY}
-    return {
-        "kind": "s3",
-        "provider": provider,
-        "bucket": bucket,
-        "endpoint_url": endpoint,
-        "region": "us-east-1",
-        **keys,
-    }
-
-
 @pytest.fixture(params=["directory", "rclone", "moto as minio", "moto as aws"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "directory":
@@ -100,12 +79,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     client = moto_client(settings["endpoint_url"])
     client.create_bucket(Bucket=settings["bucket"])
     return s3_place(request.param, settings, client)
-
-
-@cache
-def moto_client(endpoint: str) -> Any:
-    keys: Any = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET_KEY}
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
 
 
 @pytest.fixture
@@ -230,22 +203,85 @@ def test_fetching_what_is_not_there_is_an_error_with_its_name(place: Place, tmp_
         place.bucket.fetch("nothing/here", tmp_path / "copy")
 
 
-def test_an_object_without_a_plain_digest_is_read_back(moto: str, local: LocalObject) -> None:
+@pytest.mark.parametrize(("split", "reads"), [(None, 0), (5 << 20, 1)], ids=["as we do", "in other parts"])
+def test_what_another_has_put_there_in_parts_is_compared_whatever_the_parts(
+    moto: str, tmp_path: Path, split: int | None, reads: int
+) -> None:
+    (tmp_path / "large").write_bytes(content := CONTENT * 600)
+    local = described(tmp_path / "large")
     client = moto_client(moto)
-    for name, content, same in (("same", CONTENT, True), ("other", CONTENT[:-2] + b"!\n", False)):
+    for name, there in (("same", content), ("other", content[:-2] + b"!\n")):
         bucket = f"{name}-{uuid4().hex}"
         client.create_bucket(Bucket=bucket)
         upload = client.create_multipart_upload(Bucket=bucket, Key=KEY)["UploadId"]
         target = {"Bucket": bucket, "Key": KEY, "UploadId": upload}
-        etag = client.upload_part(**target, PartNumber=1, Body=content)["ETag"]
-        client.complete_multipart_upload(**target, MultipartUpload={"Parts": [{"ETag": etag, "PartNumber": 1}]})
-        assert "-" in client.head_object(Bucket=bucket, Key=KEY)["ETag"]
-        found = build("acme", **moto_settings(moto, bucket, "minio"))
-        if same:
-            found.put(KEY, local)
-        else:
-            with pytest.raises(ForeignObjectError):
+        pieces = [there[:split], *([there[split:]] if split else [])]
+        parts = [
+            {"PartNumber": number, "ETag": client.upload_part(**target, PartNumber=number, Body=piece)["ETag"]}
+            for number, piece in enumerate(pieces, start=1)
+        ]
+        client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
+        with faulty(moto) as proxy:
+            found = build("acme", **moto_settings(proxy.url, bucket, "r2"))
+            if there is content:
                 found.put(KEY, local)
+                assert proxy.count("^GET ") == reads
+            else:
+                with pytest.raises(ForeignObjectError):
+                    found.put(KEY, local)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "found"),
+    [
+        pytest.param("", ["a.b/1", "a/1", "a/2", "a/b/3", "ab", "z/é +%2F"], id="all"),
+        pytest.param("a", ["a.b/1", "a/1", "a/2", "a/b/3", "ab"], id="letters"),
+        pytest.param("a/", ["a/1", "a/2", "a/b/3"], id="a folder"),
+        pytest.param("a/b/3", ["a/b/3"], id="one key"),
+        pytest.param("z/é", ["z/é +%2F"], id="other letters"),
+        pytest.param("b", [], id="nothing"),
+        pytest.param("a/1/x/", [], id="below an object"),
+        pytest.param(".", [], id="what is on its way"),
+    ],
+)
+def test_objects_are_found_by_what_their_keys_begin_with(place: Place, prefix: str, found: list[str]) -> None:
+    for key in ("a.b/1", "a/1", "a/2", "a/b/3", "ab", "z/é +%2F"):
+        place.write(key, key.encode())
+    if place.kind == "directory":
+        place.write(".incoming/half", b"not there yet")
+    listed = list(place.bucket.list(prefix))
+    assert sorted(one.key for one in listed) == found
+    assert all(one.bytes == len(one.key.encode()) for one in listed)
+
+
+def test_more_objects_are_listed_than_one_answer_holds(moto: str) -> None:
+    name = f"b-{uuid4().hex}"
+    moto_client(moto).create_bucket(Bucket=name)
+    for number in range(1003):
+        # Straight into the server: a thousand requests take ten seconds.
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(name, f"a/{number:04}", b"x")
+    with faulty(moto) as proxy:
+        bucket = build("acme", **moto_settings(proxy.url, name, "minio"))
+        assert [(one.key, one.bytes) for one in bucket.list("a/")] == [(f"a/{number:04}", 1) for number in range(1003)]
+        assert len(proxy.seen) == 2
+
+
+def test_an_objects_digest_is_that_of_the_bytes_that_stand_there(place: Place, local: LocalObject) -> None:
+    assert place.bucket.sha256(KEY) is None
+    place.bucket.put(KEY, local)
+    assert place.bucket.sha256(KEY) == local.sha256
+    place.write(KEY, b"")
+    assert place.bucket.sha256(KEY) == hashlib.sha256(b"").hexdigest()
+
+
+def test_nothing_but_a_probe_is_removed(place: Place, local: LocalObject) -> None:
+    for key in (KEY, "raw/_probe", "_probes/x"):
+        with pytest.raises(ValueError, match="is no probe"):
+            place.bucket.remove_probe(key)
+    place.bucket.put("raw/_probe/x", local)
+    place.bucket.put(KEY, local)
+    place.bucket.remove_probe("raw/_probe/x")
+    assert place.names() == [KEY]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,8 +291,8 @@ def test_an_object_without_a_plain_digest_is_read_back(moto: str, local: LocalOb
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
-        pytest.param({"access_key_id": "NOBODY"}, "check the keys", id="unknown key"),
-        pytest.param({"secret_access_key": "wrong-secret-of-mine"}, "check the keys", id="wrong secret"),
+        pytest.param({"access_key_id": "NOBODY"}, "does not know the access key", id="unknown key"),
+        pytest.param({"secret_access_key": "wrong-secret-of-mine"}, "not that of the access key", id="wrong secret"),
         pytest.param({"bucket": "no-such-bucket"}, "create the bucket", id="no such bucket"),
         pytest.param({"endpoint_url": None}, "Could not connect", id="server down"),
     ],
@@ -334,6 +370,21 @@ def test_a_file_system_without_links_is_filled_by_renaming_and_any_other_error_i
     else:
         place.bucket.put(KEY, local)
         assert place.names() == [KEY]
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/hostname", ".."])
+def test_no_key_leads_out_of_a_directory(local: LocalObject, tmp_path: Path, key: str) -> None:
+    place = directory_place(tmp_path / "nas")
+    actions: list[Callable[[], object]] = [
+        lambda: place.bucket.put(key, local),
+        lambda: place.bucket.sha256(key),
+        lambda: place.bucket.exists(key),
+        lambda: place.bucket.fetch(key, tmp_path / "copy"),
+        lambda: list(place.bucket.list(f"{key}/")),
+    ]
+    for action in actions:
+        with pytest.raises(BucketError, match="leads out of"):
+            action()
 
 
 @pytest.mark.parametrize(("prefix", "joined"), [("", "a/b"), ("raw", "raw/a/b"), ("x/y", "x/y/a/b")])

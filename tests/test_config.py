@@ -37,6 +37,7 @@ def problems(read: Load, text: str) -> list[str]:
 
 S3 = '[buckets.acme]\nbucket = "acme-events"\n'
 VAULT = '[buckets.vault]\nbucket = "vault-events"\n'
+ROLE = 'assume_role_arn = "arn:aws:iam::123456789012:role/export"\n'
 JOB = '[exports.acme]\nclient = "acme"\nbackup = "vault"\n'
 
 
@@ -68,6 +69,15 @@ def test_a_job_of_ones_own_takes_the_place_of_the_local_copy(read: Load) -> None
     assert list(settings.exports) == ["acme"]
     assert list(settings.buckets) == ["acme", "vault"]
     assert settings.exports["acme"].bucket_names == ("acme", "vault")
+
+
+def test_a_bucket_has_what_its_objects_are_given(read: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPLIANCE_BUCKETS__ACME__TAGS", '{"team": "web + co", "cost centre": "7"}')
+    kms = 'encryption = "aws:kms"\nkms_key_id = "alias/export"\nstorage_class = "STANDARD_IA"\n'
+    bucket = read(S3 + ROLE + 'assume_role_external_id = "ours/7"\n' + kms).buckets["acme"]
+    assert isinstance(bucket, S3Bucket)
+    assert bucket.tags == {"team": "web + co", "cost centre": "7"}
+    assert (bucket.encryption, bucket.kms_key_id, bucket.storage_class) == ("aws:kms", "alias/export", "STANDARD_IA")
 
 
 def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
@@ -210,6 +220,41 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "prefix with a line break": (S3 + 'prefix = "a\\n"', "buckets.acme.prefix:"),
     "one key of two": (S3 + 'access_key_id = "AKIA"', "buckets.acme: set both"),
     "provider without address": (S3 + 'provider = "minio"', 'buckets.acme: provider "minio" needs endpoint_url'),
+    "a password in an address": (
+        S3 + 'endpoint_url = "https://me:x@s3.example"',
+        "acme.endpoint_url: write the server's address alone, for example https://s3.example.com",
+    ),
+    "an address that is none": (S3 + 'endpoint_url = "https://a..b"', "acme.endpoint_url: write the server's address"),
+    "a region that is none": (S3 + 'region = "Frankfurt (EU)"', "acme.region: write it like eu-central-1 (got"),
+    "a line break in a key": (S3 + 'access_key_id = "a\\nb"', "acme.access_key_id: no key has spaces, line breaks"),
+    "a key of KMS without KMS": (
+        S3 + 'encryption = "AES256"\nkms_key_id = "x"',
+        'buckets.acme: kms_key_id is for encryption = "aws:kms"',
+    ),
+    "an encryption that is none": (S3 + 'encryption = "yes"', 'acme.encryption: write "", "AES256" or "aws:kms" (got'),
+    "an external id without a role": (
+        S3 + 'assume_role_external_id = "x1"',
+        "buckets.acme: assume_role_external_id is",
+    ),
+    "an external id with a space": (
+        S3 + 'assume_role_external_id = "x 1"',
+        "assume_role_external_id: an external id has",
+    ),
+    "a role's name alone": (S3 + 'assume_role_arn = "export"', "acme.assume_role_arn: write the role's whole ARN"),
+    "a role where there are none": (
+        S3 + ROLE + 'provider = "r2"\nendpoint_url = "https://x.example"',
+        'buckets.acme: provider "r2" has no roles: take assume_role_arn out',
+    ),
+    "storage class": (S3 + 'storage_class = "standard"', "acme.storage_class: a storage class is written in capitals"),
+    "addressing style": (S3 + 'addressing_style = "host"', 'acme.addressing_style: write "auto", "path" or "virtual"'),
+    "too many tags": (
+        S3 + "".join(f'tags.t{number} = "x"\n' for number in range(11)),
+        "acme.tags: an object has at most 10 tags",
+    ),
+    "a tag's name": (S3 + 'tags = { "a&b" = "x" }', "acme.tags: a tag has letters, digits, spaces and + - = . _ : / @"),
+    "a tag's text": (S3 + 'tags = { a = "x?" }', "acme.tags: a tag has letters"),
+    "a tag that is a number": (S3 + "tags = { a = 7 }", "acme.tags.a: write a text in quotes (got 7)"),
+    "tags that are a list": (S3 + 'tags = ["a"]', "acme.tags: write a table"),
     "name of a job": ('[exports."A b"]\nclient = "local"', "exports.A b: a name has up to 63"),
     "name of a backup": (S3 + '[exports.a]\nclient = "acme"\nbackup = "A b"', "exports.a.backup:"),
     "client missing": (S3 + "[exports.a]\n", "exports.a.client:"),
@@ -332,6 +377,22 @@ def test_an_unknown_variable_is_named_with_the_one_that_may_have_been_meant(
     assert problems(read, S3 + VAULT + JOB) == [f"environment: {name}: there is no such option{hint}"]
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://s3.example.com",
+        "http://127.0.0.1:9000",
+        "http://[::1]:9000",
+        "http://minio",
+        "https://s3_a.example.com.",
+    ],
+)
+def test_an_address_of_a_server_is_taken_as_it_is(read: Load, address: str) -> None:
+    bucket = read(S3 + f'endpoint_url = "{address}/"').buckets["acme"]
+    assert isinstance(bucket, S3Bucket)
+    assert bucket.endpoint_url == address
+
+
 ORIGINS = {
     "https://shop.example.com": "https://shop.example.com",
     "HTTPS://Shop.Example.com": "https://shop.example.com",
@@ -392,6 +453,8 @@ SPILLS: dict[str, str] = {
     "a misspelt password": '[admin]\npasword = "x31337"',
     "half a pair of keys": S3 + 'secret_access_key = "x31337"',
     "a key that is no text": S3 + "secret_access_key = 31337",
+    "a key with a space": S3 + 'secret_access_key = "x31337 "',
+    "a password in an address": S3 + 'endpoint_url = "https://me:x31337@s3.example"',
     "a database that is no text": "[database]\nurl = 31337",
     "a database that is none": '[database]\nurl = "postgres//me:x31337@db/x"',
     "a bucket of unknown kind": '[buckets.a]\nkind = "ftp"\nsecret_access_key = "x31337"',

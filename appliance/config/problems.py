@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
@@ -12,6 +13,7 @@ from appliance.config import sections
 from appliance.config.settings import ENV_PREFIX, Settings
 
 _MAX_GOT_CHARS = 60
+_PASSWORD_IN_ADDRESS = re.compile(r"//[^/]*@")
 _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "server": (sections.Server,),
     "database": (sections.DatabaseSettings,),
@@ -90,6 +92,8 @@ def _got(details: ErrorDetails, loc: list[str]) -> str:
     if details["type"] == "missing" or hidden or not isinstance(value, str | int | float | list):
         return ""
     text = json.dumps(value, default=str, ensure_ascii=False)
+    if _PASSWORD_IN_ADDRESS.search(text):
+        return ""
     return f" (got {text if len(text) <= _MAX_GOT_CHARS else text[:_MAX_GOT_CHARS] + '...'})"
 
 

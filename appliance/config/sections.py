@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from appliance.config import values
 from appliance.config.values import (
     ALL_SITES,
+    AccessKey,
     FilePath,
     Name,
     NameOrNone,
@@ -18,6 +19,7 @@ from appliance.config.values import (
     Secret,
     SiteId,
     SiteOrAll,
+    Tags,
 )
 
 
@@ -82,6 +84,9 @@ class Site(_Section):
     ip: Literal["keep", "truncate", "drop"] = "keep"
 
 
+_WITHOUT_ROLES = frozenset({"r2", "b2", "gcs"})
+
+
 class S3Bucket(_Section):
     """A bucket behind the S3 API."""
 
@@ -89,10 +94,29 @@ class S3Bucket(_Section):
     provider: Literal["aws", "r2", "b2", "minio", "gcs", "other"] = "aws"
     bucket: Annotated[str, values.matching(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", "not a bucket's name")]
     prefix: Prefix = ""
-    region: str = ""
+    region: Annotated[
+        str, values.matching(r"([A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "write it like eu-central-1")
+    ] = ""
     endpoint_url: Annotated[str, AfterValidator(values.check_endpoint)] = ""
-    access_key_id: Secret = SecretStr("")
-    secret_access_key: Secret = SecretStr("")
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    access_key_id: AccessKey = SecretStr("")
+    secret_access_key: AccessKey = SecretStr("")
+    assume_role_arn: Annotated[
+        str,
+        values.matching(
+            r"(arn:\S{16,})?", "write the role's whole ARN, for example arn:aws:iam::123456789012:role/export"
+        ),
+    ] = ""
+    assume_role_external_id: Annotated[
+        str,
+        values.matching(r"([\w+=,.@:/-]{2,1224})?", "an external id has letters, digits and _ + = , . @ : / - only"),
+    ] = ""
+    encryption: Literal["", "AES256", "aws:kms"] = ""
+    kms_key_id: str = ""
+    storage_class: Annotated[
+        str, values.matching(r"[A-Z_]*", "a storage class is written in capitals: STANDARD_IA")
+    ] = ""
+    tags: Tags = {}
     connect_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
     read_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
 
@@ -108,6 +132,20 @@ class S3Bucket(_Section):
     def _provider_has_an_address(self) -> "S3Bucket":
         if self.provider != "aws" and not self.endpoint_url:
             raise ValueError(f'provider "{self.provider}" needs endpoint_url')
+        return self
+
+    @model_validator(mode="after")
+    def _roles_are_whole(self) -> "S3Bucket":
+        if self.assume_role_external_id and not self.assume_role_arn:
+            raise ValueError("assume_role_external_id is for a role: set assume_role_arn too")
+        if self.assume_role_arn and self.provider in _WITHOUT_ROLES:
+            raise ValueError(f'provider "{self.provider}" has no roles: take assume_role_arn out')
+        return self
+
+    @model_validator(mode="after")
+    def _key_of_kms_is_used(self) -> "S3Bucket":
+        if self.kms_key_id and self.encryption != "aws:kms":
+            raise ValueError('kms_key_id is for encryption = "aws:kms"')
         return self
 
 

@@ -16,6 +16,8 @@ ALL_SITES = "*"
 MIN_KEEP_DAYS = 8
 SITE_ID_PATTERN = r"[A-Za-z0-9._-]{1,100}"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_TAG_PATTERN = r"[\w +=.:/@-]"
 _NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 
@@ -37,6 +39,12 @@ def _check_secret(value: SecretStr) -> SecretStr:
     # The environment may hold any bytes; no form and no request could ever bring the same.
     if any("\ud800" <= character <= "\udfff" for character in value.get_secret_value()):
         raise ValueError("it is not written in UTF-8")
+    return value
+
+
+def _check_access_key(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+        raise ValueError("no key has spaces, line breaks or letters beyond ASCII")
     return value
 
 
@@ -101,9 +109,19 @@ def _check_prefix(value: str) -> str:
 
 def check_endpoint(value: str) -> str:
     """Accept the address of an S3 server, or nothing."""
-    if value and not re.fullmatch(r"https?://[^/\s?#]+/?", value):
+    if value and not re.fullmatch(rf"https?://({_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]{{1,5}})?/?", value):
         raise ValueError("write the server's address alone, for example https://s3.example.com")
     return value.rstrip("/")
+
+
+def _check_tags(value: dict[str, str]) -> dict[str, str]:
+    """Accept what S3 takes as the tags of an object."""
+    if len(value) > 10:  # noqa: PLR2004 - as many as S3 keeps
+        raise ValueError("an object has at most 10 tags")
+    for key, text in value.items():
+        if not re.fullmatch(_TAG_PATTERN + "{1,128}", key) or not re.fullmatch(_TAG_PATTERN + "{0,256}", text):
+            raise ValueError(f'a tag has letters, digits, spaces and + - = . _ : / @ only, unlike "{key}"')
+    return value
 
 
 def matching(pattern: str, why: str) -> AfterValidator:
@@ -146,6 +164,7 @@ Network: TypeAlias = Annotated[IPv4Network | IPv6Network, BeforeValidator(_netwo
 FilePath: TypeAlias = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_check_path)]
 Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_resolve_secret), AfterValidator(_check_secret)]
 DatabaseUrl: TypeAlias = Annotated[Secret, AfterValidator(_check_database_url)]
+AccessKey: TypeAlias = Annotated[Secret, AfterValidator(_check_access_key)]
 SiteId: TypeAlias = Annotated[str, matching(SITE_ID_PATTERN, "a site id has 1 to 100 letters, digits and . _ -")]
 SiteOrAll: TypeAlias = Annotated[str, matching(rf"\*|{SITE_ID_PATTERN}", 'write site ids, or "*" for every site')]
 Name: TypeAlias = Annotated[str, matching(_NAME_PATTERN, "a name has up to 63 small letters, digits and _ -")]
@@ -153,4 +172,5 @@ NameOrNone: TypeAlias = Annotated[
     str, matching(f"({_NAME_PATTERN})?", "a name has up to 63 small letters, digits and _ -")
 ]
 Origin: TypeAlias = Annotated[str, AfterValidator(_check_origin)]
+Tags: TypeAlias = Annotated[dict[str, str], AfterValidator(_check_tags)]
 Prefix: TypeAlias = Annotated[str, AfterValidator(_check_prefix)]
