@@ -190,3 +190,26 @@ def two_buckets(conninfo: str, first: dict[str, Any], second: dict[str, Any]) ->
         "buckets": {"a": first, "b": second},
         "exports": {"acme": {"client": "a", "backup": "b"}},
     }
+
+
+def test_verify_tells_damage_by_its_exit_code_and_repairs_what_is_missing(
+    appliance: Callable[..., Appliance], conninfo: str, db: Database, tmp_path: Path
+) -> None:
+    (tmp_path / "bucket").mkdir()
+    buckets = {"nas": {"kind": "directory", "path": str(tmp_path / "bucket")}}
+    box = appliance(database={"url": conninfo}, buckets=buckets, exports={"acme": {"client": "nas"}})
+    store_events(db, 3)
+    box.run("export", "acme")
+    assert box.run("verify").stdout.endswith("0 found wrong\n")
+    (written,) = (tmp_path / "bucket").rglob("*.jsonl.gz")
+    written.unlink()
+    damaged = box.run("verify", "acme", check=False)
+    assert damaged.returncode == 3
+    assert "acme: missing: bucket nas: site=shop/" in damaged.stdout
+    (verdict,) = json.loads(box.run("verify", "--json", check=False).stdout)
+    assert [finding["kind"] for finding in verdict["findings"]] == ["missing"]
+    assert box.run("verify", "--repair", check=False).returncode == 0
+    assert written.exists()
+    assert box.run("verify").returncode == 0
+    unknown = box.run("verify", "other", check=False)
+    assert (unknown.returncode, "has exported nothing yet" in unknown.stderr) == (2, True)

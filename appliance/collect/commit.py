@@ -22,6 +22,8 @@ _MAX_FAILURES_IN_A_ROW = 32
 class Outcome:
     """What became of a group's events, by event id; what is neither new, refused nor stuck is a duplicate."""
 
+    everything_is_new: bool = False
+    """One COPY took all of it: no id stands there twice, and none was there before."""
     new: set[UUID] = field(default_factory=set)
     refused: dict[UUID, str] = field(default_factory=dict)
     stuck: dict[UUID, str] = field(default_factory=dict)
@@ -29,7 +31,7 @@ class Outcome:
 
     def add(self, other: "Outcome") -> "Outcome":
         """Return this with what became of other events."""
-        return Outcome(self.new | other.new, self.refused | other.refused, self.stuck | other.stuck)
+        return Outcome(new=self.new | other.new, refused=self.refused | other.refused, stuck=self.stuck | other.stuck)
 
 
 class Committer:
@@ -89,11 +91,11 @@ class Committer:
     def _copy(self, events: Sequence[Event], left: Callable[[], float]) -> Outcome:
         with self._connection(left, autocommit=True) as conn:
             store.copy_in(conn, events)
-        return Outcome({event.event_id for event in events})
+        return Outcome(everything_is_new=True)
 
     def _insert_new(self, events: Sequence[Event], left: Callable[[], float]) -> Outcome:
         with self._connection(left) as conn:
-            return Outcome(store.insert_new(conn, events))
+            return Outcome(new=store.insert_new(conn, events))
 
     def _isolate(self, events: list[Event], left: Callable[[], float]) -> Outcome:
         """Halve a group until what is refused stands alone, and store the rest."""
@@ -117,7 +119,8 @@ class Committer:
 
 def _by_id(events: Sequence[Event]) -> list[Event]:
     """Order events so that two appliances on one database that get the same ones cannot deadlock."""
-    return sorted(events, key=lambda event: event.event_id)
+    # As numbers: UUIDs themselves compare in Python.
+    return sorted(events, key=lambda event: event.event_id.int)
 
 
 def _halves(events: list[Event]) -> tuple[list[Event], list[Event]]:

@@ -192,7 +192,7 @@ class Inbox:
         self._spool.append(events)
         self._drain.note_backlog()
         for submission in group:
-            submission.answer(Stored(frozenset(range(len(submission.events))), {}, spooled=True))
+            submission.answer(_all_new(submission, spooled=True))
 
 
 def _refuse(group: Sequence[_Submission], error: Exception) -> None:
@@ -200,8 +200,16 @@ def _refuse(group: Sequence[_Submission], error: Exception) -> None:
         submission.answer(InboxFullError(f"the events could not be stored: {error}"))
 
 
+def _all_new(submission: _Submission, *, spooled: bool) -> Stored:
+    return Stored(frozenset(range(len(submission.events))), {}, spooled=spooled)
+
+
 def _share_out(group: Sequence[_Submission], outcome: commit.Outcome) -> None:
     """Tell each request about its own events; of equal ids in one group the first to arrive is the new one."""
+    if outcome.everything_is_new:
+        for submission in group:
+            submission.answer(_all_new(submission, spooled=False))
+        return
     unclaimed = set(outcome.new)
     for submission in group:
         new: set[int] = set()

@@ -26,6 +26,7 @@ from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target
 from appliance.export.means import Means, StoppedError
+from appliance.priority import step_back
 from appliance.store import ledger, marks, runs, sealing
 from appliance.store.database import Database
 from appliance.store.events import EXPORT_SCHEMA_VERSION
@@ -128,6 +129,8 @@ class Exporter:
         Raises BucketAheadError, DatabaseUnavailableError, BatchChangedError, StoppedError. With `wait_for_lease` a run
         that another process has under way, or has left behind, is waited for.
         """
+        # Somebody waits for an event's answer, nobody for this.
+        step_back(threading.get_native_id())
         holder = uuid4()
         with self._lease(job, holder, wait=wait_for_lease) as held:
             if not held:

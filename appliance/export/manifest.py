@@ -10,6 +10,7 @@ from uuid import UUID
 from appliance.store.ledger import Batch, Key, ObjectRecord
 
 MANIFEST_VERSION = 1
+FOLDER = "_manifests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,23 @@ class Manifest:
 
 def manifest_key(key: Key) -> str:
     """Return where a batch's manifest stands, relative to a bucket's prefix."""
-    return f"_manifests/{key.job}/{key.sequence:010d}.json"
+    return f"{FOLDER}/{key.job}/{key.sequence:010d}.json"
 
 
 def from_text(text: str) -> Manifest:
     """Return a recorded manifest."""
-    return Manifest(text, hashlib.sha256(text.encode()).hexdigest())
+    return Manifest(text, digest(text.encode()))
+
+
+def digest(content: bytes) -> str:
+    """Return what a manifest says of the one before it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def follows(text: str, before: str | None) -> bool:
+    """Return whether a manifest carries the digest of the one before it, or of none where there is none."""
+    expected = digest(before.encode()) if before is not None else None
+    return bool(json.loads(text)["previous_sha256"] == expected)
 
 
 def build(

@@ -3,13 +3,16 @@
 States only ever go forward and are set by compare-and-set, so that two runs at once end right.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from psycopg import sql
+
 from appliance.errors import ApplianceError, BatchChangedError
 from appliance.store.database import Connection, fetch_value
-from appliance.store.ranges import Range
+from appliance.store.ranges import Range, where
 
 
 class OvertakenError(ApplianceError):
@@ -95,6 +98,31 @@ def unsettled(conn: Connection, job: str) -> list[Key]:
         "SELECT job, sequence FROM export_batches WHERE job = %s AND state = 'sealed' ORDER BY sequence", (job,)
     )
     return [Key(*row) for row in rows]
+
+
+def batches(conn: Connection, job: str) -> list[Key]:
+    """Return all batches of a job, oldest first."""
+    rows = conn.execute("SELECT job, sequence FROM export_batches WHERE job = %s ORDER BY sequence", (job,))
+    return [Key(*row) for row in rows]
+
+
+def jobs(conn: Connection) -> list[str]:
+    """Return every job that has ever sealed a batch."""
+    return [row[0] for row in conn.execute("SELECT DISTINCT job FROM export_batches ORDER BY 1")]
+
+
+def count_rows(conn: Connection, ranges: Sequence[Range]) -> int:
+    """Count the rows of a batch that stand in the table now."""
+    query = sql.SQL("SELECT count(*) FROM events_log e WHERE {}").format(where(ranges))
+    return int(fetch_value(conn, query.as_string()))
+
+
+def add_delivery(conn: Connection, key: Key, bucket: str, prefix: str) -> None:
+    """Let a batch be delivered to one more bucket; one that is to get it, or has it, keeps its delivery."""
+    conn.execute(
+        "INSERT INTO export_deliveries (job, sequence, bucket, prefix) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        (key.job, key.sequence, bucket, prefix),
+    )
 
 
 def jobs_with_unsettled(conn: Connection) -> list[str]:

@@ -3,7 +3,7 @@
 Both go on where they last ended, in short transactions, so a crash or a job that lags behind costs nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from appliance.store import ledger
 from appliance.store.database import Connection, Database, fetch_value
@@ -46,6 +46,14 @@ def uncovered_sites(conn: Connection) -> list[str]:
         " WHERE own.job = c.job AND own.site = n.site_id)))) ORDER BY 1"
     )
     return [site for (site,) in rows]
+
+
+def touched_by_retention(conn: Connection, ranges: Sequence[Range]) -> bool:
+    """Return whether rows of these ranges may have been deleted."""
+    marks: dict[str, int] = dict(conn.execute("SELECT site, deleted_to FROM export_marks").fetchall())
+    common = marks.get(ALL_SITES, 0)
+    furthest = max(marks.values(), default=0)
+    return any(r.from_id < (furthest if r.site == ALL_SITES else marks.get(r.site, common)) for r in ranges)
 
 
 def _steps(db: Database, step: Callable[[Connection, str], int | None]) -> Iterator[int]:

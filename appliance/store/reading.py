@@ -8,6 +8,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from appliance.errors import BatchChangedError, DatabaseUnavailableError
+from appliance.priority import is_local_postgres, step_back
 from appliance.store.events import EXPORTED_COLUMNS
 from appliance.store.ledger import Batch
 from appliance.store.ranges import where
@@ -61,6 +62,7 @@ def rows_of(conninfo: str, batch: Batch) -> Iterator[Iterator[Any]]:
             # The text of timestamps must not depend on how a server or a role is set up.
             cursor.execute("SET LOCAL timezone = 'UTC'")
             cursor.execute("SET LOCAL datestyle = 'ISO, MDY'")
+            _let_others_go_first(cursor)
             cursor.execute(count)
             found = cursor.fetchone()[0]
             if found != batch.row_count:
@@ -69,6 +71,15 @@ def rows_of(conninfo: str, batch: Batch) -> Iterator[Iterator[Any]]:
             yield _guarded(cursor.fetch_record_batch())
     except adbc.Error as error:
         raise DatabaseUnavailableError(f"reading the batch failed: {error}") from error
+
+
+def _let_others_go_first(cursor: Any) -> None:
+    """Make the server's process that reads for us wait for those that store events, where that is in our hands."""
+    cursor.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+    cursor.execute("SELECT pg_backend_pid(), inet_server_addr() IS NULL")
+    pid, is_local = cursor.fetchone()
+    if is_local and is_local_postgres(pid):
+        step_back(pid)
 
 
 def _content(batch: Batch) -> sql.Composable:

@@ -1,0 +1,210 @@
+"""Holding the buckets against the ledger: what is missing, altered, foreign or doubled there."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from appliance.errors import BucketError
+from appliance.export import buckets, manifest
+from appliance.export.buckets import Bucket
+from appliance.export.means import Means
+from appliance.export.redeliver import redeliver
+from appliance.store import ledger, marks
+from appliance.store.ledger import Batch, Key
+
+_PART = re.compile(r"(?P<job>.+)-(?P<sequence>\d{10})-(?P<part>\d{4,})\.[a-z.]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is not as it should be. `kind`: missing, altered, foreign, doubled, chain or rows."""
+
+    kind: str
+    job: str
+    bucket: str
+    key: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was looked at, what is damaged, and which buckets could not be asked."""
+
+    job: str
+    batches: int
+    objects: int
+    bytes: int
+    findings: tuple[Finding, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What must stand at a key."""
+
+    batch: Key
+    bytes: int
+    sha256: str
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """What the ledger says of one bucket, by whole key."""
+
+    prefixes: set[str] = field(default_factory=set)
+    expected: dict[str, _Expected] = field(default_factory=dict)
+    perhaps: set[str] = field(default_factory=set)
+    """Keys of batches that are still owed: what stands there is compared when they are delivered."""
+
+
+class Verification:
+    """Verifies one job. `progress` is told each key that has been read."""
+
+    def __init__(self, means: Means, job: str, progress: Callable[[str], None] = lambda _key: None) -> None:
+        self._means = means
+        self._job = job
+        self._progress = progress
+        self._objects = 0
+        self._bytes = 0
+        self._findings: list[Finding] = []
+        self._problems: list[str] = []
+
+    def run(self) -> Verdict:
+        """Read every object of every bucket of the job."""
+        batches = self._load()
+        self._check_chain(batches)
+        self._check_rows(batches)
+        for name, expected in self._by_bucket(batches).items():
+            bucket = self._means.buckets.get(name)
+            if bucket is None:
+                self._problems.append(f"bucket {name}: it is no longer in the configuration")
+                continue
+            try:
+                self._check_bucket(bucket, expected)
+            except BucketError as error:
+                self._problems.append(str(error))
+        return Verdict(
+            job=self._job,
+            batches=len(batches),
+            objects=self._objects,
+            bytes=self._bytes,
+            findings=tuple(self._findings),
+            problems=tuple(self._problems),
+        )
+
+    def _load(self) -> list[Batch]:
+        with self._means.db.connection() as conn:
+            return [ledger.load(conn, key) for key in ledger.batches(conn, self._job)]
+
+    def _note(self, kind: str, bucket: str, key: str, what: str) -> None:
+        self._findings.append(Finding(kind=kind, job=self._job, bucket=bucket, key=key, what=what))
+
+    # -- the ledger itself --------------------------------------------------------------------------------------------
+
+    def _check_chain(self, batches: list[Batch]) -> None:
+        """Each manifest carries the digest of the one before it, and no sequence number is left out."""
+        before: Batch | None = None
+        for batch in batches:
+            where = manifest.manifest_key(batch.key)
+            if before is not None and batch.key.sequence != before.key.sequence + 1:
+                self._note("chain", "", where, f"batch {before.key.sequence + 1} is missing in the ledger")
+            elif batch.manifest is not None and not manifest.follows(
+                batch.manifest, before.manifest if before else None
+            ):
+                self._note("chain", "", where, "it does not carry the digest of the manifest before it")
+            before = batch
+
+    def _check_rows(self, batches: list[Batch]) -> None:
+        """Rows that still stand must be those that were sealed; retention takes them from the beginning."""
+        for batch in batches:
+            with self._means.db.connection() as conn:
+                if marks.touched_by_retention(conn, batch.ranges):
+                    continue
+                found = ledger.count_rows(conn, batch.ranges)
+            if found != batch.row_count:
+                what = f"{batch.row_count} rows were sealed, {found} are in the table"
+                self._note("rows", "", manifest.manifest_key(batch.key), what)
+
+    # -- a bucket -----------------------------------------------------------------------------------------------------
+
+    def _by_bucket(self, batches: list[Batch]) -> Mapping[str, _Bucket]:
+        found: dict[str, _Bucket] = {}
+        for batch in batches:
+            with self._means.db.connection() as conn:
+                objects = ledger.objects(conn, batch.key)
+            for delivery in batch.deliveries:
+                bucket = found.setdefault(delivery.bucket, _Bucket())
+                bucket.prefixes.add(delivery.prefix)
+                for key, expected in _objects_of(batch, objects):
+                    whole = buckets.join(delivery.prefix, key)
+                    if delivery.delivered:
+                        bucket.expected[whole] = expected
+                    else:
+                        bucket.perhaps.add(whole)
+        return found
+
+    def _check_bucket(self, bucket: Bucket, known: _Bucket) -> None:
+        standing = dict(self._standing(bucket, known.prefixes))
+        for key, expected in known.expected.items():
+            self._means.stop_here_if_told()
+            self._check_object(bucket, key, expected, standing.get(key))
+            self._progress(key)
+        names = {_name(key) for key in known.expected}
+        for key in sorted(standing.keys() - known.expected.keys() - known.perhaps):
+            if _name(key) in names:
+                self._note("doubled", bucket.name, key, "the same part of this batch stands at another key too")
+            else:
+                self._note("foreign", bucket.name, key, "the ledger knows no such object of this job")
+
+    def _standing(self, bucket: Bucket, prefixes: set[str]) -> Iterator[tuple[str, int]]:
+        """List what bears the job's name. Jobs may share a prefix, and others may keep their own things there."""
+        for prefix in sorted(prefixes):
+            for listed in bucket.list(buckets.join(prefix, "site=")):
+                match = _PART.fullmatch(_name(listed.key))
+                if match and match["job"] == self._job:
+                    yield listed.key, listed.bytes
+            for listed in bucket.list(buckets.join(prefix, f"{manifest.FOLDER}/{self._job}/")):
+                yield listed.key, listed.bytes
+
+    def _check_object(self, bucket: Bucket, key: str, expected: _Expected, size: int | None) -> None:
+        if size is None:
+            self._note("missing", bucket.name, key, f"it belongs to batch {expected.batch}")
+            return
+        self._objects += 1
+        self._bytes += size
+        if size != expected.bytes:
+            self._note("altered", bucket.name, key, f"{expected.bytes} bytes were delivered, {size} stand there")
+        elif bucket.sha256(key) != expected.sha256:
+            self._note("altered", bucket.name, key, "other bytes stand there than were delivered")
+
+
+def repair(means: Means, verdict: Verdict) -> list[str]:
+    """Deliver again what is missing, from the table or from the other bucket; return what could not be repaired.
+
+    What is altered or foreign is left alone: nothing in a bucket is ever written over.
+    """
+    left = [
+        f"{finding.bucket}: {finding.key}: {finding.what}" for finding in verdict.findings if finding.kind != "missing"
+    ]
+    damaged = sorted({(_key_of(f), f.bucket) for f in verdict.findings if f.kind == "missing"})
+    for sequence, bucket in damaged:
+        left += redeliver(means, Key(verdict.job, sequence), [bucket]).problems
+    return left
+
+
+def _objects_of(batch: Batch, objects: list[ledger.ObjectRecord]) -> Iterator[tuple[str, _Expected]]:
+    for record in objects:
+        yield record.key, _Expected(batch.key, record.bytes, record.sha256)
+    if batch.manifest is not None:
+        text = batch.manifest.encode()
+        yield manifest.manifest_key(batch.key), _Expected(batch.key, len(text), manifest.digest(text))
+
+
+def _key_of(finding: Finding) -> int:
+    """Return the sequence of the batch that a key belongs to."""
+    match = _PART.fullmatch(_name(finding.key))
+    return int(match["sequence"]) if match else int(_name(finding.key).removesuffix(".json"))
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
