@@ -207,6 +207,15 @@
     return true;
   }
 
+  // Events that the server took the batch without.
+  function sayRejected(text) {
+    try {
+      for (const { reason } of JSON.parse(text).rejected) say("the server refuses an event: " + reason);
+    } catch (error) {
+      say("an answer could not be read: " + error);
+    }
+  }
+
   // text/plain needs no preflight. Only an answer of 2xx says that the events are kept.
   async function send(events) {
     pauseAskedMs = 0;
@@ -221,7 +230,10 @@
         // the page is left the events are kept.
         keepalive: failures === 0 && bytes(body) <= MAX_BATCH_BYTES,
       });
-      if (answer.ok) return "stored";
+      if (answer.ok) {
+        sayRejected(await answer.text());
+        return "stored";
+      }
       if (answer.status === 429 || answer.status >= 500) {
         pauseAskedMs = readPause(answer.headers.get("Retry-After"));
         return "again";

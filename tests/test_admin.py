@@ -350,6 +350,8 @@ def test_on_a_phone_every_column_can_be_scrolled_to_and_stays_there(box: Applian
     page.get_by_role("button", name="Log in").click()
     newest = page.locator("section", has=page.get_by_role("heading", name="Newest events"))
     newest.wait_for()
+    # Without its styles the page is as wide as its tables.
+    page.wait_for_load_state()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert newest.evaluate("section => section.scrollWidth") > 390
     assert newest.evaluate("section => section.querySelector('td.text').clientWidth") > 100
