@@ -10,16 +10,12 @@ import logging
 import selectors
 import socket
 import struct
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fcntl import ioctl
 from functools import partial
 from io import BytesIO
 from ipaddress import ip_address
-from queue import SimpleQueue
-from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import http
@@ -29,6 +25,8 @@ from gunicorn.workers.gthread import ThreadWorker
 from appliance.collect.client import is_local, rate_key
 from appliance.collect.http import LATER, Later
 from appliance.wire.framing import FramingError, Incoming
+from appliance.wire.sockets import AnswerSocket, received, refusal, send_now, unread_bytes
+from appliance.wire.threads import Threads
 from appliance.wire.waiting import PerAddress, WaitingRoom
 
 if TYPE_CHECKING:
@@ -52,26 +50,14 @@ _MAX_INCOMPLETE_BYTES = 64 * 1024 * 1024
 _MAX_QUEUED = 1_024
 # Bodies that are too large are read up to here, so that the client gets its answer and the connection stays usable.
 _MIN_READ_BYTES = 1024 * 1024
-_RECEIVE_BYTES = 65_536
 _PARSED_BYTES = 16_384
 # An answer fits into the socket's buffer as long as the client reads: who leaves this much unread gets no more.
 _SEND_BUFFER_BYTES = 262_144
 _UNREAD_BYTES = 65_536
 # Answers larger than the buffer may make a thread wait for so long; nothing that strangers can ask for is as large.
 _WRITE_SECONDS = 5
-_RETRY_AFTER_SECONDS = 2
 _SWEEP_SECONDS = 0.2
 
-_REASONS = {
-    400: "Bad Request",
-    408: "Request Timeout",
-    413: "Content Too Large",
-    414: "URI Too Long",
-    417: "Expectation Failed",
-    431: "Request Header Fields Too Large",
-    501: "Not Implemented",
-    503: "Service Unavailable",
-}
 _PARSER_STATUS = {
     errors.LimitRequestLine: 414,
     errors.LimitRequestHeaders: 431,
@@ -97,31 +83,6 @@ class _Connection:
         self.address = rate_key(peer) if peer is not None and not is_local(peer) else None
 
 
-class _AnswerSocket:
-    """What gunicorn writes an answer to: head and body leave together, in one call and one packet."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._head: bytes | None = None
-        self._begun = False
-        self.sent = False
-
-    def sendall(self, data: bytes) -> None:
-        """Keep the first piece back until there is a second."""
-        if not self._begun:
-            self._begun, self._head = True, data
-            return
-        head, self._head = self._head, None
-        self.sent = True
-        self._sock.sendall(data if head is None else head + data)
-
-    def flush(self) -> None:
-        """Send a head that had no body."""
-        if self._head is not None:
-            self.sent = True
-            self._sock.sendall(self._head)
-
-
 class _Answering:
     """A request that is being answered."""
 
@@ -129,7 +90,7 @@ class _Answering:
 
     def __init__(self, conn: _Connection) -> None:
         self.conn = conn
-        self.sock = _AnswerSocket(conn.sock)
+        self.sock = AnswerSocket(conn.sock)
         self.response: Any = None
         self.later: Later | None = None
         # Whether the connection can be used for another request.
@@ -146,30 +107,6 @@ class _Answering:
             if hasattr(body, "close"):
                 body.close()
         self.reusable = not self.response.should_close()
-
-
-class _Threads:
-    """Threads that take jobs from one queue. The standard library's pool makes a future of each: 14 us more a job."""
-
-    def __init__(self, number: int) -> None:
-        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        for index in range(number):
-            threading.Thread(target=self._work, name=f"request-{index}", daemon=True).start()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Let a thread do it."""
-        self._jobs.put(job)
-
-    def shutdown(self, *, wait: bool) -> None:
-        """Leave the threads alone: they are daemons, and who stops has waited for the answers already."""
-
-    def _work(self) -> None:
-        while True:
-            job = self._jobs.get()
-            try:
-                job()
-            except Exception:
-                log.exception("a request's thread failed")
 
 
 class Worker(ThreadWorker):
@@ -205,9 +142,9 @@ class Worker(ThreadWorker):
         self.wsgi.extensions["appliance"].stopping.set()
         super().handle_exit(sig, frame)
 
-    def get_thread_pool(self) -> "_Threads":
+    def get_thread_pool(self) -> "Threads":
         """Return what answers requests."""
-        return _Threads(self.cfg.threads)
+        return Threads(self.cfg.threads)
 
     def _serve(self) -> None:
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
@@ -340,7 +277,7 @@ class Worker(ThreadWorker):
             self._stop_polling(conn)
 
     def _receive(self, conn: _Connection) -> None:
-        data = _received(conn.sock)
+        data = received(conn.sock)
         if data is None:
             return
         self._idle.remove(conn)
@@ -367,10 +304,10 @@ class Worker(ThreadWorker):
             self._wait_for_request(conn)
             if conn.incoming.expects_continue:
                 conn.incoming.expects_continue = False
-                _send_now(conn.sock, b"HTTP/1.1 100 Continue\r\n\r\n")
+                send_now(conn.sock, b"HTTP/1.1 100 Continue\r\n\r\n")
             return
         self._leave_incomplete(conn)
-        if _unread_bytes(conn.sock) > _UNREAD_BYTES:
+        if unread_bytes(conn.sock) > _UNREAD_BYTES:
             self._close(conn)
         elif self._busy >= self.cfg.threads + _MAX_QUEUED:
             self._refuse(conn, 503)
@@ -393,7 +330,7 @@ class Worker(ThreadWorker):
 
     def _refuse(self, conn: _Connection, status: int) -> None:
         """Answer from the main loop what needs no thread, and end the connection."""
-        _send_now(conn.sock, _refusal(status))
+        send_now(conn.sock, refusal(status))
         self._linger(conn)
 
     def _linger(self, conn: _Connection) -> None:
@@ -408,7 +345,7 @@ class Worker(ThreadWorker):
         self._poll(conn)
 
     def _discard(self, conn: _Connection) -> None:
-        data = _received(conn.sock)
+        data = received(conn.sock)
         if data is not None and not data:
             self._lingering.remove(conn)
             self._close(conn)
@@ -452,13 +389,13 @@ class Worker(ThreadWorker):
             log.debug("a request that is none")
         except errors.ParseException as error:
             status = next((code for kind, code in _PARSER_STATUS.items() if isinstance(error, kind)), 400)
-            _send_now(answering.conn.sock, _refusal(status))
+            send_now(answering.conn.sock, refusal(status))
         except OSError as error:
             log.debug("a client went away or does not read its answer: %s", error)
         except Exception:
             log.exception("answering a request failed")
             if not answering.sock.sent:
-                _send_now(answering.conn.sock, _refusal(500))
+                send_now(answering.conn.sock, refusal(500))
         finally:
             if answering.later is None:
                 self.method_queue.defer(self.finish_request, answering.conn, answering.reusable)
@@ -476,36 +413,3 @@ def _read_body(req: Any, unreader: Any) -> None:
         raise errors.ParseException
     # Whoever waited to be asked for the body has been (_advance); gunicorn would ask again.
     req._expected_100_continue = False  # noqa: SLF001 - there is no other way to tell it
-
-
-def _received(sock: socket.socket) -> bytes | None:
-    """Return what has come in; b"" at the end, None where there is nothing yet."""
-    try:
-        return sock.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
-    except (BlockingIOError, InterruptedError):
-        return None
-    except OSError:
-        return b""
-
-
-def _send_now(sock: socket.socket, data: bytes) -> None:
-    """Send what fits; a client that has left no room for a line does not read anyway."""
-    try:
-        sock.send(data, socket.MSG_DONTWAIT)
-    except OSError as error:
-        log.debug("a short answer could not be sent: %s", error)
-
-
-def _unread_bytes(sock: socket.socket) -> int:
-    """Return how much of what was sent the client has not taken yet (tcp(7), SIOCOUTQ)."""
-    return int.from_bytes(ioctl(sock.fileno(), TIOCOUTQ, bytes(4)), "little")
-
-
-def _refusal(status: int) -> bytes:
-    reason = _REASONS.get(status, "Internal Server Error")
-    body = f'{{"error":"{reason.lower()}"}}\n'
-    retry = f"Retry-After: {_RETRY_AFTER_SECONDS}\r\n" if status == 503 else ""  # noqa: PLR2004 - HTTP's number
-    return (
-        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        f"{retry}Content-Length: {len(body)}\r\n\r\n{body}"
-    ).encode()

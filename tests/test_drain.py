@@ -81,6 +81,7 @@ def test_an_event_that_was_stored_before_it_was_spooled_again_is_there_once(
     second.use_database()
     wait_for(lambda: number_stored(conn) == 4, "the spool to be drained")
     second.close()
+    assert number_stored(conn) == 4
 
 
 def test_rows_that_the_table_refuses_go_to_the_quarantine_and_their_neighbours_to_the_table(

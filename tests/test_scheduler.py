@@ -225,3 +225,4 @@ def test_housekeeping_merges_the_counters(
     one.due("housekeeping")
     counted = "SELECT events FROM event_counts"
     wait_for(lambda: conn.execute(counted).fetchall() == [(6,)], "one row a minute")
+    assert conn.execute(counted).fetchall() == [(6,)]

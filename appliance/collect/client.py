@@ -51,14 +51,14 @@ def client_address(
     return address
 
 
+def said_by_proxies(environ: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return what proxies have written into a WSGI request, as the functions here take it."""
+    return {"forwarded_for": environ.get("HTTP_X_FORWARDED_FOR"), "forwarded": environ.get("HTTP_FORWARDED")}
+
+
 def sender_address(environ: Mapping[str, Any], trusted: Sequence[Network]) -> Address | None:
     """Return the address of the client of a WSGI request."""
-    return client_address(
-        environ.get("REMOTE_ADDR"),
-        forwarded_for=environ.get("HTTP_X_FORWARDED_FOR"),
-        forwarded=environ.get("HTTP_FORWARDED"),
-        trusted=trusted,
-    )
+    return client_address(environ.get("REMOTE_ADDR"), **said_by_proxies(environ), trusted=trusted)
 
 
 def is_unnamed_proxy(

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from appliance.collect import payload
 from appliance.collect.admission import Admission, Refusal, Sender
-from appliance.collect.client import Address, client_address, is_unnamed_proxy, kept_address
+from appliance.collect.client import Address, client_address, is_unnamed_proxy, kept_address, said_by_proxies
 from appliance.collect.events import Arrival, Parsed, TooManyEventsError, parse
 from appliance.collect.http import Answer, BrokenBodyError, Pending, Request, then
 from appliance.collect.identifiers import uuid7
@@ -150,10 +150,7 @@ class Collector:
 
     def _address(self, request: Request) -> Address | None:
         """Return the client's address, unless it comes too often."""
-        said = {
-            "forwarded_for": request.header("HTTP_X_FORWARDED_FOR"),
-            "forwarded": request.header("HTTP_FORWARDED"),
-        }
+        said = said_by_proxies(request.environ)
         address = client_address(request.header("REMOTE_ADDR"), **said, trusted=self._trusted_proxies)
         if address is not None and is_unnamed_proxy(address, **said, trusted=self._trusted_proxies):
             self._admission.note_proxy(address)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import ApplianceError, BatchChangedError, BucketError
+from appliance.errors import ApplianceError, BatchChangedError, BucketAheadError, BucketError
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.files import LocalObject, described
@@ -176,3 +176,12 @@ class BatchDelivery:
             except BucketError as error:
                 del self._targets[bucket]
                 self._fail(bucket, error)
+
+
+def bucket_ahead(bucket: str, prefix: str, key: Key) -> BucketAheadError:
+    """Return the error of a batch whose manifest stands there and is not ours: history is not ours to continue."""
+    where = buckets.join(prefix, manifest.manifest_key(key))
+    return BucketAheadError(
+        f"bucket {bucket} is ahead: {where} stands there, and this installation has not written it: "
+        "choose another prefix or bucket"
+    )

@@ -24,7 +24,7 @@ from appliance.errors import (
 )
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
-from appliance.export.delivery import BatchDelivery, Target
+from appliance.export.delivery import BatchDelivery, Target, bucket_ahead
 from appliance.export.means import Means, StoppedError
 from appliance.priority import step_back
 from appliance.store import ledger, marks, runs, sealing
@@ -316,7 +316,7 @@ class _Run:
             with self._db.connection() as conn:
                 now = next(d for d in ledger.deliveries(conn, key) if d.bucket == delivery.bucket)
             if not now.attempts:
-                raise _ahead(delivery.bucket, delivery.prefix, key)
+                raise bucket_ahead(delivery.bucket, delivery.prefix, key)
         return target
 
     def _prove_free(self, key: Key) -> None:
@@ -338,7 +338,7 @@ class _Run:
                 with self._db.connection() as conn:
                     if ledger.exists(conn, key):
                         raise ledger.OvertakenError(f"another run has sealed batch {key}")
-                raise _ahead(name, prefix, key)
+                raise bucket_ahead(name, prefix, key)
 
     @staticmethod
     def _manifest_stands(bucket: Bucket, prefix: str, key: Key) -> bool:
@@ -361,11 +361,3 @@ class _Run:
         self._means.stop_here_if_told()
         with self._db.connection() as conn:
             runs.take_lease(conn, self._job, self._holder)
-
-
-def _ahead(bucket: str, prefix: str, key: Key) -> BucketAheadError:
-    where = buckets.join(prefix, manifest.manifest_key(key))
-    return BucketAheadError(
-        f"bucket {bucket} is ahead: {where} stands there, and this installation has not written it: "
-        "choose another prefix or bucket"
-    )

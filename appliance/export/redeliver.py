@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from appliance.errors import BucketAheadError, BucketError
+from appliance.errors import BucketError
 from appliance.export import buckets, manifest
-from appliance.export.delivery import BatchDelivery, Target
+from appliance.export.delivery import BatchDelivery, Target, bucket_ahead
 from appliance.export.means import Means
 from appliance.store import ledger
 from appliance.store.ledger import Batch, Delivery, Key
@@ -72,8 +72,5 @@ def _target(means: Means, batch: Batch, delivery: Delivery) -> Target:
         found = bucket.sha256(where)
         ours = manifest.from_text(batch.manifest).sha256 if batch.manifest else None
         if found not in {None, ours}:
-            raise BucketAheadError(
-                f"bucket {bucket.name} is ahead: {where} stands there, and this installation has not written it: "
-                "choose another prefix or bucket"
-            )
+            raise bucket_ahead(bucket.name, delivery.prefix, batch.key)
     return Target(delivery, bucket)
