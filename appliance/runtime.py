@@ -23,7 +23,8 @@ from appliance.collect.refusals import Refusals
 from appliance.collect.spool import Spool
 from appliance.config import Settings
 from appliance.errors import ApplianceError, DatabaseUnavailableError
-from appliance.export.job import Exporter
+from appliance.export.job import Exporter, Report
+from appliance.export.process import run_apart
 from appliance.export.scheduler import Scheduler
 from appliance.store import counters
 from appliance.store.attach import conninfo_of
@@ -44,15 +45,15 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        conninfo = conninfo_of(settings)
+        self._conninfo = conninfo_of(settings)
         self.stopping = threading.Event()
-        self.db = Database(conninfo)
+        self.db = Database(self._conninfo)
         self.spool = Spool(settings.server.data_dir / "spool", max_bytes=settings.collect.spool_max_bytes)
         self.inbox = Inbox(self.db, self.spool)
         self.admission = Admission(settings)
         self.refusals = Refusals(self.db)
-        self._exporter = Exporter(settings, self.db, conninfo=conninfo, stopping=self.stopping)
-        self._scheduler = Scheduler(settings, self.db, self._exporter, stopping=self.stopping)
+        self._exporter = Exporter(settings, self.db, conninfo=self._conninfo, stopping=self.stopping)
+        self._scheduler = Scheduler(settings, self.db, self._exporter, run=self.run_export, stopping=self.stopping)
         self._preparer = threading.Thread(target=self._prepare, name="prepare", daemon=True)
 
     def start(self) -> None:
@@ -71,6 +72,10 @@ class Runtime:
         self.refusals.stop()
         self._scheduler.stop(EXPORT_STOP_SECONDS)
         self.db.close()
+
+    def run_export(self, job: str) -> Report:
+        """Run a job now, in a process of its own (export/process.py)."""
+        return run_apart(self.settings, job, conninfo=self._conninfo, stopping=self.stopping)
 
     def problems(self) -> list[str]:
         """Name what keeps events from being taken in."""

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -164,17 +163,14 @@ def _with(inbox_of: Callable[[Settings], Inbox]) -> Callable[[Settings], Flask]:
 
 
 def _durable(settings: Settings) -> Flask:
-    """Return the appliance as it is, and a way to run its export in the worker, as its scheduler does."""
+    """Return the appliance as it is, and a way to run its export as its scheduler does."""
     runtime = Runtime(settings)
     app = create_app(runtime)
 
     @app.post("/bench/export")
     def export() -> Response:
         started = time.monotonic()
-        # In a thread of its own, as in the scheduler: it lowers the thread's priority for good.
-        with ThreadPoolExecutor(1) as pool:
-            # It has no other door, and needs none.
-            report = pool.submit(runtime._exporter.run, EXPORT_JOB).result()  # noqa: SLF001
+        report = runtime.run_export(EXPORT_JOB)
         seconds = time.monotonic() - started
         return jsonify(rows=report.row_count, seconds=seconds, failed=report.failed, summary=report.summary)
 

@@ -35,7 +35,7 @@ class Clock:
             exports={job: {"sites": ["*"], "client": job, "schedule": NEVER_SOON} for job in jobs},
         )
         self.exporter = Exporter(self.settings, db, conninfo=db.conninfo, stopping=self.stopping)
-        self.scheduler = Scheduler(self.settings, db, self.exporter, stopping=self.stopping)
+        self.scheduler = Scheduler(self.settings, db, self.exporter, run=self.exporter.run, stopping=self.stopping)
 
     def due(self, name: str, *, late: timedelta = timedelta()) -> None:
         """Let a job come due now, or let it have come due while nobody ran it."""

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from cronsim import CronSim
 
 from appliance.config import Settings
 from appliance.errors import ApplianceError
-from appliance.export.job import Exporter
+from appliance.export.job import Exporter, Report
 from appliance.export.means import StoppedError
 from appliance.store import counters, marks
 from appliance.store.database import Database
@@ -44,10 +45,19 @@ class CronTrigger(BaseTrigger):
 class Scheduler:
     """Started once in the worker; stopping it lets a run end at its next safe point."""
 
-    def __init__(self, settings: Settings, db: Database, exporter: Exporter, *, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        exporter: Exporter,
+        *,
+        run: Callable[[str], Report],
+        stopping: threading.Event,
+    ) -> None:
         self._settings = settings
         self._db = db
         self._exporter = exporter
+        self._run = run
         self._stopping = stopping
         self._running = 0
         self._idle = threading.Condition()
@@ -104,7 +114,7 @@ class Scheduler:
                 self._idle.notify_all()
 
     def _run_export(self, job: str) -> None:
-        report = self._exporter.run(job)
+        report = self._run(job)
         log.log(logging.ERROR if report.failed else logging.INFO, "export %s: %s", job, report.summary)
 
     def _run_retired(self) -> None:

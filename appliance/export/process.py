@@ -1,0 +1,115 @@
+"""One run of a job in a process of its own, so that an export never holds up an answer.
+
+In the worker it would share the interpreter's lock with every request, and a run that eats up the memory would take the
+collector with it. The child gets what it needs on its standard input and answers on its standard output. When the input
+ends, because it is told to stop or because the worker is gone, it stops at its next safe point.
+"""
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import IO
+
+from appliance import log as logs
+from appliance.config import Settings
+from appliance.errors import ApplianceError
+from appliance.export.job import Exporter, Report
+from appliance.priority import step_back
+from appliance.store.database import Database
+
+log = logging.getLogger(__name__)
+
+# -P: nothing that lies in the working directory can pass for the appliance.
+_COMMAND = (sys.executable, "-P", "-m", __name__)
+_LOOK_EVERY_SECONDS = 0.2
+# What a run gets to reach its next safe point, of the ten seconds of `docker stop`.
+STOP_SECONDS = 8.0
+
+
+def run_apart(settings: Settings, job: str, *, conninfo: str, stopping: threading.Event) -> Report:
+    """Run a job in a child as `Exporter.run` does, and raise what that raises.
+
+    Raises ApplianceError when the child came to an end without an answer.
+    """
+    ended = threading.Event()
+    with subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as child:  # noqa: S603 - our own
+        assert child.stdin is not None  # noqa: S101 - both are pipes
+        assert child.stdout is not None  # noqa: S101
+        try:
+            # One that has died already tells so by its answer.
+            with suppress(BrokenPipeError):
+                child.stdin.write(pickle.dumps((settings, conninfo, job)))
+            threading.Thread(target=_close_to_stop, args=(child.stdin, stopping, ended), daemon=True).start()
+            answer = child.stdout.read()
+        finally:
+            ended.set()
+    return _report_of(job, answer, child.returncode)
+
+
+def _close_to_stop(stdin: IO[bytes], stopping: threading.Event, ended: threading.Event) -> None:
+    while not ended.wait(_LOOK_EVERY_SECONDS):
+        if stopping.is_set():
+            stdin.close()
+            return
+
+
+def _report_of(job: str, answer: bytes, exit_code: int) -> Report:
+    if not answer:
+        how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+        raise ApplianceError(
+            f"the process that ran {job} ended with {how}; the next run goes on "
+            "(SIGKILL often means that the machine has too little memory)"
+        )
+    report: Report | ApplianceError = pickle.loads(answer)  # noqa: S301 - our own child has written it
+    if isinstance(report, ApplianceError):
+        raise report
+    return report
+
+
+# -- the child --------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run the job that standard input tells, and answer with its report or its error."""
+    # Before there are threads, which inherit it. Somebody waits for an event's answer, nobody for this.
+    step_back(os.getpid())
+    # Ctrl-C goes to every process of a terminal; the worker tells this one to stop in its own time.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answer = os.dup(1)
+    # What a library may print must not get into the answer.
+    os.dup2(2, 1)
+    settings, conninfo, job = pickle.load(sys.stdin.buffer)  # noqa: S301 - the worker has written it
+    logs.configure(secrets=settings.secret_values())
+    stopping = threading.Event()
+    threading.Thread(target=_stop_when_told, args=(sys.stdin.buffer, stopping), daemon=True).start()
+    with os.fdopen(answer, "wb") as stream, suppress(BrokenPipeError):
+        stream.write(pickle.dumps(_run(settings, conninfo, job, stopping)))
+
+
+def _run(settings: Settings, conninfo: str, job: str, stopping: threading.Event) -> Report | ApplianceError:
+    try:
+        with Database(conninfo) as db:
+            return Exporter(settings, db, conninfo=conninfo, stopping=stopping).run(job)
+    except ApplianceError as error:
+        return error
+    except Exception:
+        log.exception("export %s failed", job)
+        return ApplianceError("it failed in a way that nobody foresaw: the lines above say how")
+
+
+def _stop_when_told(stream: IO[bytes], stopping: threading.Event) -> None:
+    stream.read()
+    stopping.set()
+    time.sleep(STOP_SECONDS)
+    # Cut off here, in the middle of an upload perhaps, it is as if it had crashed: the next run goes on.
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
