@@ -5,7 +5,9 @@
 CREATE TABLE installation (
     id              UUID PRIMARY KEY DEFAULT gen_random_uuid(),
     schema_version  INTEGER NOT NULL,
-    created_at      TIMESTAMPTZ NOT NULL DEFAULT now()
+    created_at      TIMESTAMPTZ NOT NULL DEFAULT now(),
+    -- The bucket from which events are being brought back: until that is done nothing is sealed.
+    restoring       TEXT
 );
 
 -- Every event, raw. Ids come from one sequence (CACHE 1) and are drawn only by statements that already hold a lock on

@@ -34,6 +34,14 @@ class SchemaError(ApplianceError):
     """The database holds a schema that this version cannot work with."""
 
 
+class ManifestError(ApplianceError):
+    """What stands where a manifest should stand is none, or not one that this version reads."""
+
+
+class RestoreError(ApplianceError):
+    """A bucket's events cannot be brought back into this database as they are."""
+
+
 class BatchChangedError(ApplianceError):
     """The rows of a sealed batch are no longer those that were sealed."""
 

@@ -9,6 +9,7 @@ from appliance.errors import ApplianceError, BatchChangedError, BucketAheadError
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.files import LocalObject, described
+from appliance.export.means import Means
 from appliance.export.objects import MadeObject, write_objects
 from appliance.store import ledger, reading
 from appliance.store.database import Database
@@ -23,6 +24,32 @@ class Target:
 
     delivery: Delivery
     bucket: Bucket
+
+
+def target_of(means: Means, batch: Batch, delivery: Delivery) -> Target:
+    """Return the target of a delivery. Raises BucketAheadError where history stands that is not ours, and BucketError.
+
+    Before the first attempt nothing of ours can stand there, unless it was copied or the ledger was restored: then it
+    is the very same manifest.
+    """
+    if delivery.bucket not in means.buckets:
+        gone = f"bucket {delivery.bucket}: it is no longer in the configuration, and batches wait for it"
+        raise BucketError(gone)
+    bucket = means.buckets[delivery.bucket]
+    if not delivery.attempts and not delivery.delivered:
+        found = bucket.sha256(buckets.join(delivery.prefix, manifest.manifest_key(batch.key)))
+        if found is not None and not _is_ours(means, batch, delivery.bucket, found):
+            raise bucket_ahead(delivery.bucket, delivery.prefix, batch.key)
+    return Target(delivery, bucket)
+
+
+def _is_ours(means: Means, batch: Batch, bucket: str, found: str) -> bool:
+    """Ask the ledger again, after the bucket: of two runs at once the other may have delivered it meanwhile."""
+    with means.db.connection() as conn:
+        now = ledger.load(conn, batch.key)
+    if any(delivery.attempts for delivery in now.deliveries if delivery.bucket == bucket):
+        return True
+    return now.manifest is not None and manifest.from_text(now.manifest).sha256 == found
 
 
 class BatchDelivery:
@@ -182,6 +209,6 @@ def bucket_ahead(bucket: str, prefix: str, key: Key) -> BucketAheadError:
     """Return the error of a batch whose manifest stands there and is not ours: history is not ours to continue."""
     where = buckets.join(prefix, manifest.manifest_key(key))
     return BucketAheadError(
-        f"bucket {bucket} is ahead: {where} stands there, and this installation has not written it: "
-        "choose another prefix or bucket"
+        f"bucket {bucket} is ahead: {where} stands there, and this ledger does not know it: "
+        f"restore from it (appliance restore {bucket}), or choose another prefix"
     )

@@ -24,13 +24,13 @@ from appliance.errors import (
 )
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
-from appliance.export.delivery import BatchDelivery, Target, bucket_ahead
+from appliance.export.delivery import BatchDelivery, Target, bucket_ahead, target_of
 from appliance.export.means import Means, StoppedError
 from appliance.priority import step_back
 from appliance.store import ledger, marks, runs, sealing
 from appliance.store.database import Database
 from appliance.store.events import EXPORT_SCHEMA_VERSION
-from appliance.store.ledger import Batch, Delivery, Key
+from appliance.store.ledger import Batch, Key
 from appliance.store.sealing import Writer
 
 log = logging.getLogger(__name__)
@@ -67,9 +67,17 @@ class Report:
         if self.skipped:
             return "another run of this job is under way"
         done = [f"{self.row_count} events in {_batches(self.batches)} delivered"] if self.batches else []
-        done += [f"{_batches(number)} delivered to {bucket} alone" for bucket, number in self.partly.items()]
+        done += [f"{_batches(number)} delivered to {bucket}" for bucket, number in self.partly.items()]
         waits = [f"nothing new was sealed: {writer}" for writer in self.blockers]
         return "; ".join([*(done or ["nothing new delivered"]), *waits, *self.problems])
+
+
+def restore_unfinished(bucket: str) -> str:
+    """Say why nothing new is exported."""
+    return (
+        f"nothing new is sealed until the restore from bucket {bucket} has come to its end: run `appliance restore "
+        f"{bucket}` again if none is under way"
+    )
 
 
 def _batches(number: int) -> str:
@@ -201,7 +209,7 @@ class _Run:
     def _seal_and_deliver(self) -> tuple[Writer, ...]:
         """Work through everything that is not sealed yet, as long as any bucket takes it."""
         export = self._settings.exports.get(self._job)
-        if export is None:
+        if export is None or self._restoring():
             return ()
         while any(name not in self._tally.broken for name in export.bucket_names):
             try:
@@ -218,6 +226,13 @@ class _Run:
                     return ()
             self._deliver_owed()
         return ()
+
+    def _restoring(self) -> bool:
+        with self._db.connection() as conn:
+            bucket = ledger.restoring_from(conn)
+        if bucket is not None:
+            self._tally.problems.append(restore_unfinished(bucket))
+        return bucket is not None
 
     def _rows_of(self, key: Key) -> int:
         with self._db.connection() as conn:
@@ -280,12 +295,11 @@ class _Run:
                 ).deliver()
         with self._db.connection() as conn:
             settled = ledger.settle(conn, key)
-            owed = any(not delivery.delivered for delivery in ledger.deliveries(conn, key))
         if settled:
             log.info("export %s: batch %d delivered (%d events)", self._job, key.sequence, batch.row_count)
             self._tally.batches += 1
             self._tally.row_count += batch.row_count
-        elif owed:
+        else:
             # Those that failed are no longer among the targets.
             self._tally.partly.update(list(targets))
 
@@ -296,7 +310,7 @@ class _Run:
             if delivery.delivered or delivery.bucket in self._tally.broken:
                 continue
             try:
-                targets[delivery.bucket] = self._target(batch.key, delivery)
+                targets[delivery.bucket] = target_of(self._means, batch, delivery)
             except BucketError as error:
                 self._fail(batch.key, delivery.bucket, error)
                 if isinstance(error, BucketAheadError):
@@ -305,19 +319,6 @@ class _Run:
             for name in targets:
                 ledger.begin_attempt(conn, batch.key, name)
         return targets
-
-    def _target(self, key: Key, delivery: Delivery) -> Target:
-        if delivery.bucket not in self._buckets:
-            gone = f"bucket {delivery.bucket}: it is no longer in the configuration, and batches wait for it"
-            raise BucketError(gone)
-        target = Target(delivery, self._buckets[delivery.bucket])
-        if not delivery.attempts and self._manifest_stands(target.bucket, delivery.prefix, key):
-            # The ledger is asked again after the bucket: of two runs at once the other may have delivered it meanwhile.
-            with self._db.connection() as conn:
-                now = next(d for d in ledger.deliveries(conn, key) if d.bucket == delivery.bucket)
-            if not now.attempts:
-                raise bucket_ahead(delivery.bucket, delivery.prefix, key)
-        return target
 
     def _prove_free(self, key: Key) -> None:
         """Refuse to seal a batch whose manifest stands in one of its buckets already: history is not ours to continue.

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 
 from appliance.errors import BucketError
-from appliance.export import buckets, manifest
-from appliance.export.delivery import BatchDelivery, Target, bucket_ahead
+from appliance.export.delivery import BatchDelivery, Target, target_of
 from appliance.export.means import Means
 from appliance.store import ledger
-from appliance.store.ledger import Batch, Delivery, Key
+from appliance.store.ledger import Batch, Key
 
 
 @dataclass(slots=True)
@@ -55,22 +54,10 @@ def _targets(means: Means, batch: Batch, names: list[str], outcome: Redelivery) 
     for delivery in batch.deliveries:
         if delivery.bucket in names:
             try:
-                targets[delivery.bucket] = _target(means, batch, delivery)
+                targets[delivery.bucket] = target_of(means, batch, delivery)
             except BucketError as error:
                 outcome.problems.append(str(error))
     with means.db.connection() as conn:
         for name in targets:
             ledger.begin_attempt(conn, batch.key, name)
     return targets
-
-
-def _target(means: Means, batch: Batch, delivery: Delivery) -> Target:
-    """Return the target, unless another installation's history stands there."""
-    bucket = means.buckets[delivery.bucket]
-    where = buckets.join(delivery.prefix, manifest.manifest_key(batch.key))
-    if not delivery.attempts and not delivery.delivered:
-        found = bucket.sha256(where)
-        ours = manifest.from_text(batch.manifest).sha256 if batch.manifest else None
-        if found not in {None, ours}:
-            raise bucket_ahead(bucket.name, delivery.prefix, batch.key)
-    return Target(delivery, bucket)

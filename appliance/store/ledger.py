@@ -5,7 +5,7 @@ States only ever go forward and are set by compare-and-set, so that two runs at 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from psycopg import sql
@@ -13,6 +13,9 @@ from psycopg import sql
 from appliance.errors import ApplianceError, BatchChangedError
 from appliance.store.database import Connection, fetch_value
 from appliance.store.ranges import Range, where
+
+# As keys of objects have it.
+_HOUR = "date=%Y-%m-%d/hour=%H"
 
 
 class OvertakenError(ApplianceError):
@@ -29,6 +32,11 @@ class Key:
     def __str__(self) -> str:
         return f"{self.job} {self.sequence}"
 
+    @property
+    def next(self) -> "Key":
+        """The batch after this one."""
+        return Key(self.job, self.sequence + 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
@@ -36,9 +44,9 @@ class Delivery:
 
     bucket: str
     prefix: str
-    delivered: bool
-    attempts: int
-    last_error: str | None
+    delivered: bool = False
+    attempts: int = 0
+    last_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +62,9 @@ class Batch:
     object_rows: int
     object_bytes: int
     schema_version: int
-    manifest: str | None
     ranges: tuple[Range, ...]
     deliveries: tuple[Delivery, ...]
+    manifest: str | None = None
     escape_formulas: bool = False
 
 
@@ -92,10 +100,19 @@ def next_sequence(conn: Connection, job: str) -> int:
     return int(fetch_value(conn, "SELECT coalesce(max(sequence), 0) + 1 FROM export_batches WHERE job = %s", (job,)))
 
 
+def restoring_from(conn: Connection) -> str | None:
+    """Return the bucket from which events are being brought back; nothing is sealed until that is done."""
+    found: str | None = fetch_value(conn, "SELECT restoring FROM installation")
+    return found
+
+
 def unsettled(conn: Connection, job: str) -> list[Key]:
-    """Return the job's batches that still owe a delivery, oldest first."""
+    """Return the job's batches that still owe a delivery, oldest first: also settled ones that one more bucket gets."""
     rows = conn.execute(
-        "SELECT job, sequence FROM export_batches WHERE job = %s AND state = 'sealed' ORDER BY sequence", (job,)
+        "SELECT job, sequence FROM export_batches WHERE job = %(job)s AND state = 'sealed'"
+        " UNION SELECT job, sequence FROM export_deliveries WHERE job = %(job)s AND state = 'pending'"
+        " ORDER BY sequence",
+        {"job": job},
     )
     return [Key(*row) for row in rows]
 
@@ -103,6 +120,20 @@ def unsettled(conn: Connection, job: str) -> list[Key]:
 def batches(conn: Connection, job: str) -> list[Key]:
     """Return all batches of a job, oldest first."""
     rows = conn.execute("SELECT job, sequence FROM export_batches WHERE job = %s ORDER BY sequence", (job,))
+    return [Key(*row) for row in rows]
+
+
+def batches_arrived(conn: Connection, job: str, start: datetime, end: datetime) -> list[Key]:
+    """Return the job's batches with an object of an hour that begins before `end` and ends after `start`, oldest first.
+
+    Objects are named after the hour, in UTC, in which their events arrived. Batches never written yet have none.
+    """
+    first, last = (moment.astimezone(UTC).strftime(_HOUR) for moment in (start, end - timedelta(microseconds=1)))
+    rows = conn.execute(
+        "SELECT DISTINCT job, sequence FROM export_objects"
+        " WHERE job = %s AND substring(key FROM 'date=[^/]+/hour=[^/]+') BETWEEN %s AND %s ORDER BY sequence",
+        (job, first, last),
+    )
     return [Key(*row) for row in rows]
 
 
@@ -125,9 +156,19 @@ def add_delivery(conn: Connection, key: Key, bucket: str, prefix: str) -> None:
     )
 
 
+def waiting_for(conn: Connection) -> dict[str, int]:
+    """Return how many batches each bucket is still to get."""
+    rows = conn.execute("SELECT bucket, count(*) FROM export_deliveries WHERE state = 'pending' GROUP BY 1 ORDER BY 1")
+    return dict(rows.fetchall())
+
+
 def jobs_with_unsettled(conn: Connection) -> list[str]:
     """Return the jobs that owe a delivery, whether they are still configured or not."""
-    return [row[0] for row in conn.execute("SELECT DISTINCT job FROM export_batches WHERE state = 'sealed' ORDER BY 1")]
+    rows = conn.execute(
+        "SELECT job FROM export_batches WHERE state = 'sealed'"
+        " UNION SELECT job FROM export_deliveries WHERE state = 'pending' ORDER BY 1"
+    )
+    return [job for (job,) in rows]
 
 
 def exists(conn: Connection, key: Key) -> bool:
@@ -136,6 +177,36 @@ def exists(conn: Connection, key: Key) -> bool:
         fetch_value(conn, "SELECT true FROM export_batches WHERE job = %s AND sequence = %s", (key.job, key.sequence))
         is not None
     )
+
+
+def insert(conn: Connection, batch: Batch) -> None:
+    """Write a sealed batch into the ledger, its deliveries pending. Raises UniqueViolation when its key is taken."""
+    key = batch.key
+    conn.execute(
+        "INSERT INTO export_batches (job, sequence, kind, sealed_at, row_count, format, compression, object_rows,"
+        " object_bytes, escape_formulas, schema_version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            key.job,
+            key.sequence,
+            batch.kind,
+            batch.sealed_at,
+            batch.row_count,
+            batch.format,
+            batch.compression,
+            batch.object_rows,
+            batch.object_bytes,
+            batch.escape_formulas,
+            batch.schema_version,
+        ),
+    )
+    for r in batch.ranges:
+        conn.execute(
+            "INSERT INTO export_ranges (job, sequence, site, except_sites, from_id, to_id)"
+            " VALUES (%s, %s, %s, %s, %s, %s)",
+            (key.job, key.sequence, r.site, list(r.except_sites), r.from_id, r.to_id),
+        )
+    for delivery in batch.deliveries:
+        add_delivery(conn, key, delivery.bucket, delivery.prefix)
 
 
 def load(conn: Connection, key: Key) -> Batch:

@@ -10,13 +10,14 @@ is sealed, and the status names it.
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from psycopg import sql
 
 from appliance.store import ledger
-from appliance.store.database import Connection
+from appliance.store.database import Connection, fetch_value
 from appliance.store.events import newest_id
-from appliance.store.ledger import Key
+from appliance.store.ledger import Batch, Delivery, Key
 from appliance.store.ranges import ALL_SITES, Range, where
 
 # How long a run waits for the writers it met; a group of the inbox takes milliseconds.
@@ -124,12 +125,14 @@ def seal_next(conn: Connection, plan: Plan, *, patience_seconds: float = PATIENC
     """
     # What a job covers must not change between being read here and being frozen.
     ledger.lock_coverage(conn, exclusive=False)
+    if ledger.restoring_from(conn) is not None:
+        return Nothing()
     coverage = _active_coverage(conn, plan.job)
     newest = newest_id(conn)
     ranges = _ranges_up_to(newest, coverage)
     if not ranges:
         return Nothing()
-    blockers = _outwait(conn, patience_seconds)
+    blockers = outwait(conn, patience_seconds)
     if blockers:
         return Nothing(blockers)
     row_count, last_id = _cut(conn, ranges, plan.batch_rows)
@@ -139,7 +142,7 @@ def seal_next(conn: Connection, plan: Plan, *, patience_seconds: float = PATIENC
     if row_count == 0:
         return Nothing()
     key = Key(plan.job, ledger.next_sequence(conn, plan.job))
-    _freeze(conn, key, plan, frozen, row_count)
+    ledger.insert(conn, _batch(key, plan, frozen, row_count, sealed_at=fetch_value(conn, "SELECT now()")))
     return key
 
 
@@ -157,8 +160,8 @@ def _ranges_up_to(end: int, coverage: Mapping[str, tuple[int, bool]]) -> list[Ra
     ]
 
 
-def _outwait(conn: Connection, patience_seconds: float) -> tuple[Writer, ...]:
-    """Wait for the writers of this moment, not for later ones; return those that stayed open."""
+def outwait(conn: Connection, patience_seconds: float) -> tuple[Writer, ...]:
+    """Wait for the writers of this moment, not for later ones, and return those that stayed open."""
     met = {writer.transaction for writer in open_writers(conn)}
     deadline = time.monotonic() + patience_seconds
     while met:
@@ -189,30 +192,18 @@ def _advance_coverage(conn: Connection, job: str, frozen: Iterable[Range]) -> No
             raise ledger.OvertakenError(f"another run of {job} has sealed these rows")
 
 
-def _freeze(conn: Connection, key: Key, plan: Plan, frozen: Sequence[Range], row_count: int) -> None:
-    conn.execute(
-        "INSERT INTO export_batches (job, sequence, row_count, format, compression, object_rows, object_bytes,"
-        " escape_formulas, schema_version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        (
-            key.job,
-            key.sequence,
-            row_count,
-            plan.format,
-            plan.compression,
-            plan.object_rows,
-            plan.object_bytes,
-            plan.escape_formulas,
-            plan.schema_version,
-        ),
+def _batch(key: Key, plan: Plan, frozen: Sequence[Range], row_count: int, *, sealed_at: datetime) -> Batch:
+    return Batch(
+        key=key,
+        kind="batch",
+        sealed_at=sealed_at,
+        row_count=row_count,
+        format=plan.format,
+        compression=plan.compression,
+        object_rows=plan.object_rows,
+        object_bytes=plan.object_bytes,
+        escape_formulas=plan.escape_formulas,
+        schema_version=plan.schema_version,
+        ranges=tuple(frozen),
+        deliveries=tuple(Delivery(bucket=bucket, prefix=prefix) for bucket, prefix in plan.buckets.items()),
     )
-    for r in frozen:
-        conn.execute(
-            "INSERT INTO export_ranges (job, sequence, site, except_sites, from_id, to_id)"
-            " VALUES (%s, %s, %s, %s, %s, %s)",
-            (key.job, key.sequence, r.site, list(r.except_sites), r.from_id, r.to_id),
-        )
-    for bucket, prefix in plan.buckets.items():
-        conn.execute(
-            "INSERT INTO export_deliveries (job, sequence, bucket, prefix) VALUES (%s, %s, %s, %s)",
-            (key.job, key.sequence, bucket, prefix),
-        )

@@ -1,0 +1,36 @@
+"""What commands share: options, reading the configuration, and printing."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from appliance import config, log
+from appliance.config import Settings
+
+config_option = click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="Configuration file (default: config.toml where it stands; without it, the defaults).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
+
+
+def load(file: Path | None) -> Settings:
+    """Read the configuration, and let nothing print its secrets."""
+    log.configure()
+    settings = config.load(file)
+    log.configure(secrets=settings.secret_values())
+    return settings
+
+
+def print_json(value: Any) -> None:
+    """Print a value for a script."""
+    click.echo(json.dumps(value, default=_jsonable, ensure_ascii=False, indent=2))
+
+
+def _jsonable(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,213 @@
+"""What is done with exports by hand: `export`, `verify`, `backfill`, `restore`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.common import config_option, json_option, load, print_json
+
+if TYPE_CHECKING:
+    from appliance.export.means import Means
+
+
+class _Moment(click.ParamType[datetime]):
+    """A moment in UTC. A day alone is its beginning, or its end where the option says until when."""
+
+    name = "date or time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f'"{value}" is no time: write 2026-11-01 or 2026-11-01T07:00', param, ctx)
+        if len(value) == len("2026-11-01") and param is not None and param.name == "end":
+            moment += timedelta(days=1)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+_MOMENT = _Moment()
+
+
+@click.command(epilog="Example: appliance export acme")
+@click.argument("job", required=False)
+@config_option
+@json_option
+def export(job: str | None, file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
+    """Run export jobs now: JOB, or all of them."""
+    settings = load(file)
+    from appliance.export.job import Exporter  # noqa: PLC0415 - heavy, and only needed here
+    from appliance.store.attach import attached, conninfo_of  # noqa: PLC0415
+
+    with attached(settings) as db:
+        exporter = Exporter(settings, db, conninfo=conninfo_of(settings))
+        jobs = exporter.jobs()
+        if job is not None and job not in jobs:
+            raise click.BadParameter(f"there is no job {job} (there are: {', '.join(jobs)})", param_hint="JOB")
+        reports = [exporter.run(name, wait_for_lease=True) for name in ([job] if job else jobs)]
+    if as_json:
+        print_json([{**asdict(report), "failed": report.failed} for report in reports])
+    for report in reports if not as_json else ():
+        click.echo(f"{report.job}: {report.summary}")
+    if any(report.failed for report in reports):
+        sys.exit(1)
+
+
+@click.command(epilog="Example: appliance verify acme --repair")
+@click.argument("job", required=False)
+@click.option("--repair", "repairs", is_flag=True, help="Deliver again what is missing; nothing is ever written over.")
+@config_option
+@json_option
+def verify(job: str | None, file: Path | None, *, repairs: bool, as_json: bool) -> None:
+    """Read every object of JOB (or of all jobs) again and hold it against manifest, ledger and table.
+
+    Exit code 3 when something is missing, altered, foreign or doubled; 1 when a bucket could not be asked.
+    """
+    from appliance.export import verify as verification  # noqa: PLC0415 - heavy, and only needed here
+
+    with _means(file) as means:
+        jobs = _jobs_with_batches(means)
+        if job is not None:
+            _check_known(job, jobs)
+        names = [job] if job else jobs
+        verdicts = [verification.Verification(means, name).run() for name in names]
+        left = [what for verdict in verdicts for what in verification.repair(means, verdict)] if repairs else []
+    if as_json:
+        print_json([asdict(verdict) for verdict in verdicts])
+    for verdict in verdicts if not as_json else ():
+        _print_verdict(verdict)
+    for what in left:
+        click.echo(f"could not be repaired: {what}", err=True)
+    damaged = bool(left) if repairs else any(verdict.findings for verdict in verdicts)
+    if damaged or any(verdict.problems for verdict in verdicts):
+        sys.exit(3 if damaged else 1)
+
+
+@click.command(epilog="Example: appliance backfill acme --from 2026-11-01 --to 2026-11-07 --bucket vault --dry-run")
+@click.argument("job")
+@click.option("--from", "start", type=_MOMENT, required=True, help="Events that arrived from here on (UTC).")
+@click.option(
+    "--to", "end", type=_MOMENT, required=True, help="... and before here; a day alone is the whole day (UTC)."
+)
+@click.option("--bucket", help="Deliver to this bucket, which need not have been one of theirs.")
+@click.option("--dry-run", is_flag=True, help="Say what would be delivered, and deliver nothing.")
+@config_option
+@json_option
+def backfill(  # noqa: PLR0913 - one for each option
+    job: str, start: datetime, end: datetime, bucket: str | None, file: Path | None, *, dry_run: bool, as_json: bool
+) -> None:
+    """Deliver batches of JOB again that hold events of a time: whole batches, to the same keys.
+
+    They come from the table, or from another bucket where their rows are gone. What stands there stays as it is.
+    """
+    from appliance.export import backfill as filling  # noqa: PLC0415 - heavy, and only needed here
+
+    if start >= end:
+        raise click.BadParameter("it has to be later than --from", param_hint="--to")
+    with _means(file) as means:
+        _check_known(job, _jobs_with_batches(means))
+        if bucket is not None:
+            _check_bucket(means, bucket)
+        steps = filling.plan(means, job, arrived_from=start, arrived_to=end, bucket=bucket)
+        outcome = None if dry_run else filling.carry_out(means, steps, _tell)
+    problems = outcome.problems if outcome else []
+    if as_json:
+        batches = [{"sequence": s.batch.key.sequence, "rows": s.batch.row_count, "buckets": s.buckets} for s in steps]
+        print_json({"job": job, "dry_run": dry_run, "batches": batches, "problems": problems})
+    else:
+        for step in steps:
+            click.echo(f"batch {step.batch.key}: {step.batch.row_count} events to {' and '.join(step.buckets)}")
+        for problem in problems:
+            click.echo(problem, err=True)
+        click.echo(_backfilled(len(steps), dry_run=dry_run, failed=len(problems)))
+    if problems:
+        sys.exit(1)
+
+
+def _backfilled(batches: int, *, dry_run: bool, failed: int) -> str:
+    if not batches:
+        return "no batch holds events that arrived then"
+    if dry_run:
+        return f"{batches} batches would be delivered"
+    return f"{batches} batches delivered" + (f", with {failed} problems" if failed else "")
+
+
+@click.command(epilog="Example: appliance restore vault")
+@click.argument("bucket")
+@click.option(
+    "--give-up", "gives_up", is_flag=True, help="End a restore that cannot be finished; what came back stays."
+)
+@config_option
+@json_option
+def restore(bucket: str, file: Path | None, *, gives_up: bool, as_json: bool) -> None:
+    """Rebuild the events and the record of exports from BUCKET, and check every byte of it.
+
+    For a new installation, or one that lost its newest events; what it has collected since stays. It can be run again,
+    and for one bucket after another. Exit code 3 when the bucket lacks something that was delivered.
+    """
+    from appliance.export import restore as restoring  # noqa: PLC0415 - heavy, and only needed here
+
+    with _means(file) as means:
+        _check_bucket(means, bucket)
+        if gives_up:
+            restoring.give_up(means)
+            click.echo("given up: what has come back stays, and jobs go on")
+            return
+        done = restoring.Restore(means, bucket, progress=_tell).run()
+    if as_json:
+        print_json(asdict(done))
+    else:
+        for line in done.lines:
+            click.echo(line)
+    if done.damage:
+        sys.exit(3)
+
+
+@contextmanager
+def _means(file: Path | None) -> Iterator["Means"]:
+    """Lend what everything that exports works with."""
+    settings = load(file)
+    from appliance.export.means import Means  # noqa: PLC0415 - heavy, and only needed here
+    from appliance.store.attach import attached, conninfo_of  # noqa: PLC0415
+
+    with attached(settings) as db:
+        yield Means.of(settings, db, conninfo=conninfo_of(settings))
+
+
+def _jobs_with_batches(means: "Means") -> list[str]:
+    from appliance.store import ledger  # noqa: PLC0415 - `check` must not need the database
+
+    with means.db.connection() as conn:
+        return ledger.jobs(conn)
+
+
+def _check_known(job: str, jobs: list[str]) -> None:
+    if job not in jobs:
+        raise click.BadParameter(f"job {job} has exported nothing yet", param_hint="JOB")
+
+
+def _check_bucket(means: "Means", bucket: str) -> None:
+    if bucket not in means.buckets:
+        known = ", ".join(means.buckets)
+        raise click.BadParameter(f"there is no bucket {bucket} in the configuration (there are: {known})")
+
+
+def _tell(done: int, of: int, what: object) -> None:
+    click.echo(f"{done + 1}/{of}: {what}", err=True)
+
+
+def _print_verdict(verdict: Any) -> None:
+    for finding in verdict.findings:
+        where = f"bucket {finding.bucket}: " if finding.bucket else ""
+        click.echo(f"{verdict.job}: {finding.kind}: {where}{finding.key}: {finding.what}")
+    for problem in verdict.problems:
+        click.echo(f"{verdict.job}: {problem}")
+    what = f"{verdict.objects} objects of {verdict.batches} batches read ({verdict.bytes} bytes)"
+    click.echo(f"{verdict.job}: {what}, {len(verdict.findings)} found wrong")

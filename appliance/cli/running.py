@@ -1,0 +1,102 @@
+"""`serve` and `check`."""
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from appliance.admin.sentences import ANY_SITE
+from appliance.cli.common import config_option, json_option, load, print_json
+from appliance.config import ALL_SITES, Settings
+from appliance.errors import ConfigError
+
+
+@click.command(epilog="Example: appliance serve --config /etc/appliance/config.toml")
+@config_option
+def serve(file: Path | None) -> None:
+    """Run the appliance until it is told to stop (Ctrl-C, SIGTERM)."""
+    settings = load(file)
+    from appliance import server  # noqa: PLC0415 - `check` must not need what only serving needs
+
+    server.serve(settings)
+
+
+@click.command(epilog="Example: appliance check --config config.toml")
+@config_option
+@json_option
+@click.option("--probe", is_flag=True, help="Write, read, list and delete an object in every bucket.")
+def check(file: Path | None, as_json: bool, probe: bool) -> None:  # noqa: FBT001 - click passes flags so
+    """Read the configuration and say what it means; every error at once, exit code 2; a probe that fails, 1."""
+    try:
+        settings = load(file)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        print_json({"ok": False, "problems": error.problems})
+        sys.exit(error.exit_code)
+    warnings = _warnings(settings)
+    if as_json:
+        probes = _probes(settings) if probe else []
+        answer = {"ok": not _failed(probes), "warnings": warnings, "exports": sorted(settings.exports)}
+        print_json(answer | ({"probes": [asdict(one) for one in probes]} if probe else {}))
+    else:
+        for line in [*_describe(settings), *(f"warning: {warning}" for warning in warnings)]:
+            click.echo(line)
+        probes = _probes(settings) if probe else []
+        for one in probes:
+            click.echo(one.line)
+    if _failed(probes):
+        sys.exit(1)
+
+
+def _probes(settings: Settings) -> list[Any]:
+    from appliance.export.buckets.probe import probe_all  # noqa: PLC0415 - reading the configuration needs no boto3
+
+    return list(probe_all(settings))
+
+
+def _failed(probes: list[Any]) -> bool:
+    return any(probe.failures for probe in probes)
+
+
+def _describe(settings: Settings) -> list[str]:
+    database = "given by database.url" if settings.database.url.get_secret_value() else "embedded"
+    lines = [
+        "the configuration is right",
+        f"listens on {settings.server.bind}, data in {settings.server.data_dir}, database {database}",
+        f"sites: {', '.join(site.id for site in settings.sites) or 'any'}",
+    ]
+    for name, export in settings.exports.items():
+        where = " and ".join(export.bucket_names)
+        lines.append(
+            f"export {name}: sites {', '.join(export.sites)} to {where}, {export.format} ({export.codec}), "
+            f"on {export.schedule} UTC"
+        )
+    return lines
+
+
+def _warnings(settings: Settings) -> list[str]:
+    warnings = []
+    if not settings.sites:
+        warnings.append(ANY_SITE)
+    if not settings.admin.enabled:
+        warnings.append("the admin page is off until admin.password or admin.token is set")
+    warnings += _data_dir_warnings(settings.server.data_dir)
+    used = {name for export in settings.exports.values() for name in export.bucket_names}
+    warnings += [f"no export uses [buckets.{name}]" for name in settings.buckets if name not in used]
+    exported = {site for export in settings.exports.values() for site in export.sites}
+    for site in settings.sites:
+        if not exported & {site.id, ALL_SITES}:
+            warnings.append(f'no export has the site "{site.id}": its events are kept here and go to no bucket')
+    return warnings
+
+
+def _data_dir_warnings(data_dir: Path) -> list[str]:
+    # Not Path.exists: below a directory that this user may not enter it raises.
+    existing = next(path for path in (data_dir, *data_dir.parents) if os.access(path, os.F_OK))
+    if os.access(existing, os.W_OK | os.X_OK):
+        return []
+    return [f"the data directory {data_dir} cannot be written by this user"]

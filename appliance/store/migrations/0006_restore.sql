@@ -1,0 +1,2 @@
+-- While events are brought back from a bucket nothing is sealed.
+ALTER TABLE installation ADD COLUMN restoring TEXT;
