@@ -87,7 +87,7 @@ def main() -> None:
     settings, conninfo, job = pickle.load(sys.stdin.buffer)  # noqa: S301 - the worker has written it
     logs.configure(secrets=settings.secret_values())
     stopping = threading.Event()
-    threading.Thread(target=_stop_when_told, args=(sys.stdin.buffer, stopping), daemon=True).start()
+    threading.Thread(target=_stop_when_told, args=(stopping,), daemon=True).start()
     with os.fdopen(answer, "wb") as stream, suppress(BrokenPipeError):
         stream.write(pickle.dumps(_run(settings, conninfo, job, stopping)))
 
@@ -103,8 +103,9 @@ def _run(settings: Settings, conninfo: str, job: str, stopping: threading.Event)
         return ApplianceError("it failed in a way that nobody foresaw: the lines above say how")
 
 
-def _stop_when_told(stream: IO[bytes], stopping: threading.Event) -> None:
-    stream.read()
+def _stop_when_told(stopping: threading.Event) -> None:
+    # Not through sys.stdin: its lock would still be held when the interpreter ends.
+    os.read(0, 1)
     stopping.set()
     time.sleep(STOP_SECONDS)
     # Cut off here, in the middle of an upload perhaps, it is as if it had crashed: the next run goes on.
