@@ -1,5 +1,6 @@
 """A run in a process of its own: it reports what a run reports, ends when it is told, and outlives nobody."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -102,11 +103,20 @@ def test_one_that_is_killed_is_told_of_and_the_next_goes_on(
     assert runs.start().result(60).row_count == 3
 
 
-def test_it_lets_everything_else_on_the_machine_go_first(runs: Runs, conn: psycopg.Connection[Any]) -> None:
+def test_it_and_its_connections_let_everything_else_on_the_machine_go_first(
+    runs: Runs, conn: psycopg.Connection[Any]
+) -> None:
     with held(runs.conninfo):
         run = runs.start()
-        assert waiting_child(conn).nice() == 10
+        child = waiting_child(conn)
+        query = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        (backend,) = [pid for (pid,) in conn.execute(query)]
+        assert [makes_way(pid) for pid in (child.pid, backend, os.getpid())] == [True, True, False]
     run.result(60)
+
+
+def makes_way(pid: int) -> bool:
+    return os.sched_getscheduler(pid) == os.SCHED_IDLE or psutil.Process(pid).nice() > 0
 
 
 def test_told_to_stop_it_ends_at_its_next_safe_point(runs: Runs, db: Database, conn: psycopg.Connection[Any]) -> None:

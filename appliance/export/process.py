@@ -94,7 +94,7 @@ def main() -> None:
 
 def _run(settings: Settings, conninfo: str, job: str, stopping: threading.Event) -> Report | ApplianceError:
     try:
-        with Database(conninfo) as db:
+        with Database(conninfo, makes_way=True) as db:
             return Exporter(settings, db, conninfo=conninfo, stopping=stopping).run(job)
     except ApplianceError as error:
         return error

@@ -9,6 +9,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from appliance.errors import DatabaseUnavailableError
+from appliance.priority import step_back_postgres
 from appliance.store.watchdog import Watchdog
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -25,7 +26,8 @@ _MAX_WAITING = 64
 class Database:
     """A pool of connections that commit on leaving `connection()` and roll back on an error."""
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(self, conninfo: str, *, makes_way: bool = False) -> None:
+        """With `makes_way` the server's processes behind it, too, work only when nothing else wants to."""
         self.conninfo = conninfo
         self._watchdog = Watchdog()
         self._pool = ConnectionPool(
@@ -36,7 +38,7 @@ class Database:
             timeout=_CONNECT_TIMEOUT_SECONDS,
             max_waiting=_MAX_WAITING,
             reconnect_timeout=_RECONNECT_SECONDS,
-            configure=_configure,
+            configure=_configure_to_make_way if makes_way else _configure,
             kwargs={
                 "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
                 "application_name": "appliance",
@@ -126,6 +128,12 @@ def _configure(conn: Connection) -> None:
     # Sealing looks again and again for what has been committed meanwhile: a database whose default is stricter would
     # show it the same picture each time. psycopg says so at each BEGIN, so a pooler in between is no trouble.
     conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+
+
+def _configure_to_make_way(conn: Connection) -> None:
+    _configure(conn)
+    if conn.info.host.startswith("/"):
+        step_back_postgres(conn.info.backend_pid)
 
 
 def fetch_value(conn: Connection, query: str, params: Any = None) -> Any:

@@ -8,7 +8,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from appliance.errors import BatchChangedError, DatabaseUnavailableError
-from appliance.priority import is_local_postgres, step_back
+from appliance.priority import step_back_postgres
 from appliance.store.events import EXPORTED_COLUMNS
 from appliance.store.ledger import Batch
 from appliance.store.ranges import where
@@ -82,8 +82,8 @@ def _let_others_go_first(cursor: Any) -> None:
     cursor.execute("SET LOCAL max_parallel_workers_per_gather = 0")
     cursor.execute("SELECT pg_backend_pid(), inet_server_addr() IS NULL")
     pid, is_local = cursor.fetchone()
-    if is_local and is_local_postgres(pid):
-        step_back(pid)
+    if is_local:
+        step_back_postgres(pid)
 
 
 def _content(batch: Batch) -> sql.Composable:
