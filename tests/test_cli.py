@@ -1,9 +1,11 @@
 """The commands as a user types them: messages, JSON and exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ def appliance_command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "export", "status"])
+@pytest.mark.parametrize("command", ["serve", "check", "export", "verify", "backfill", "restore", "status"])
 def test_every_command_explains_itself_with_an_example(command: str, tmp_path: Path) -> None:
     done = appliance_command(command, "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -103,8 +105,13 @@ def test_every_command_reports_all_errors_of_the_configuration_at_once(command: 
         (("frobnicate",), "No such command"),
         (("check", "--frobnicate"), "No such option"),
         (("check", "--config", "missing.toml"), "missing.toml: there is no such file"),
+        (("backfill", "acme"), "Missing option '--from'"),
+        (("backfill", "acme", "--from", "soon", "--to", "2026-01-01"), '"soon" is no time: write 2026-11-01'),
+        (("backfill", "acme", "--from", "2026-01-02", "--to", "2026-01-01"), "it has to be later than --from"),
+        (("backfill", "acme", "--from", "2026-01-02T09:00", "--to", "2026-01-02T09:00"), "later than --from"),
+        (("restore",), "Missing argument 'BUCKET'"),
     ],
-    ids=["command", "option", "file"],
+    ids=["command", "option", "file", "no time", "a wrong time", "an earlier end", "no time at all", "no bucket"],
 )
 def test_wrong_usage_ends_with_exit_code_2_and_no_traceback(
     words: tuple[str, ...], message: str, tmp_path: Path
@@ -213,3 +220,74 @@ def test_verify_tells_damage_by_its_exit_code_and_repairs_what_is_missing(
     assert box.run("verify").returncode == 0
     unknown = box.run("verify", "other", check=False)
     assert (unknown.returncode, "has exported nothing yet" in unknown.stderr) == (2, True)
+
+
+def on_disk(directory: Path, conninfo: str) -> dict[str, Any]:
+    """A job with a client and a backup bucket on the disk."""
+    buckets = {}
+    for name in ("nas", "vault"):
+        (directory / name).mkdir(exist_ok=True)
+        buckets[name] = {"kind": "directory", "path": str(directory / name)}
+    job = {"client": "nas", "backup": "vault"}
+    return {"database": {"url": conninfo}, "buckets": buckets, "exports": {"acme": job}}
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_backfill_says_what_it_would_deliver_and_then_delivers_it(
+    appliance: Callable[..., Appliance], conninfo: str, db: Database, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    store_events(db, 3)
+    box.run("export")
+    before = files(tmp_path / "vault")
+    shutil.rmtree(tmp_path / "vault")
+    (tmp_path / "vault").mkdir()
+    today = datetime.now(UTC).date()
+    words = ("backfill", "acme", "--from", str(today - timedelta(days=1)), "--to", str(today))
+    planned = box.run(*words, "--dry-run").stdout.splitlines()
+    assert planned == ["batch acme 1: 3 events to nas and vault", "1 batch would be delivered"]
+    assert files(tmp_path / "vault") == {}
+    assert json.loads(box.run(*words, "--json").stdout) == {
+        "job": "acme",
+        "dry_run": False,
+        "batches": [{"sequence": 1, "rows": 3, "buckets": ["nas", "vault"]}],
+        "problems": [],
+    }
+    assert files(tmp_path / "vault") == before
+    nothing = box.run("backfill", "acme", "--from", "2001-01-01", "--to", "2001-01-01")
+    assert nothing.stdout == "no batch holds events that arrived then\n"
+    for wrong in (("backfill", "other", *words[2:]), (*words, "--bucket", "tape")):
+        assert box.run(*wrong, check=False).returncode == 2
+
+
+def test_restore_rebuilds_a_new_installation_and_tells_damage_by_its_exit_code(
+    appliance: Callable[..., Appliance], conninfo: str, db: Database, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    for _ in range(2):
+        store_events(db, 3)
+        box.run("export")
+    config = on_disk(tmp_path, conninfo)
+    del config["database"]
+    fresh = appliance(**config)
+    (written,) = (tmp_path / "vault").rglob("acme-0000000001-0001.*")
+    content = written.read_bytes()
+    written.write_bytes(b"x" + content[1:])
+    damaged = fresh.run("restore", "vault", check=False)
+    assert damaged.returncode == 3
+    assert damaged.stdout.splitlines()[0].startswith("damaged: batch acme 1: site=shop/")
+    assert damaged.stdout.splitlines()[-1] == "3 events of 1 batch brought back from bucket vault"
+    assert damaged.stderr.splitlines()[-2:] == ["1/2: acme 1", "2/2: acme 2"]
+    written.write_bytes(content)
+    outcome = json.loads(fresh.run("restore", "vault", "--json").stdout)
+    assert (outcome["batches"], outcome["rows"], outcome["damage"]) == (1, 3, [])
+    assert json.loads(fresh.run("status", "--json").stdout)["events"] == 6
+    assert fresh.run("export").stdout == "acme: 6 events in 2 batches delivered\n"
+    again = fresh.run("restore", "vault", check=False)
+    assert (again.returncode, again.stderr.startswith("appliance: nothing to bring back")) == (1, True)
+    unknown = fresh.run("restore", "tape", check=False)
+    assert (unknown.returncode, "there is no bucket tape" in unknown.stderr) == (2, True)
+    assert fresh.run("restore", "vault", "--give-up").stdout.startswith("given up")

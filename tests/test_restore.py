@@ -382,7 +382,7 @@ def test_batches_for_a_bucket_that_nobody_configured_are_told_of(fresh: World) -
     fresh.tables = {"vault": fresh.tables["vault"]}
     fresh.jobs = {"acme": {"sites": ["*"], "client": "vault"}}
     (note,) = restore(fresh).notes
-    assert note.startswith("2 batches were to go to bucket client too")
+    assert note.startswith("2 batches are owed to bucket client")
 
 
 MANIFEST = "raw/_manifests/acme/0000000002.json"

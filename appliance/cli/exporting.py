@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.common import config_option, json_option, load, print_json
+from appliance.words import counted
 
 if TYPE_CHECKING:
     from appliance.export.means import Means
@@ -134,9 +135,10 @@ def backfill(  # noqa: PLR0913 - one for each option
 def _backfilled(batches: int, *, dry_run: bool, failed: int) -> str:
     if not batches:
         return "no batch holds events that arrived then"
+    what = counted(batches, "batch", "batches")
     if dry_run:
-        return f"{batches} batches would be delivered"
-    return f"{batches} batches delivered" + (f", with {failed} problems" if failed else "")
+        return f"{what} would be delivered"
+    return f"{what} delivered" + (f", with {counted(failed, 'problem', 'problems')}" if failed else "")
 
 
 @click.command(epilog="Example: appliance restore vault")

@@ -32,6 +32,7 @@ from appliance.store.database import Database
 from appliance.store.events import EXPORT_SCHEMA_VERSION
 from appliance.store.ledger import Batch, Key
 from appliance.store.sealing import Writer
+from appliance.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def restore_unfinished(bucket: str) -> str:
 
 
 def _batches(number: int) -> str:
-    return f"{number} {'batch' if number == 1 else 'batches'}"
+    return counted(number, "batch", "batches")
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from appliance.export.means import Means
 from appliance.store import ledger, restoring
 from appliance.store.database import Connection, first_line
 from appliance.store.ledger import Delivery, Key, ObjectRecord
+from appliance.words import counted
 
 # Told before each batch: how many are done, how many there are, and which one it is.
 Progress = Callable[[int, int, Key], None]
@@ -42,8 +43,9 @@ class Restored:
     @property
     def lines(self) -> list[str]:
         """What people are told."""
-        brought = f"{self.rows} events of {self.batches} batches brought back from bucket {self.bucket}"
-        proven = f"{self.proven} batches that were here already stand in bucket {self.bucket} as well"
+        batches = counted(self.batches, "batch", "batches")
+        brought = f"{self.rows} events of {batches} brought back from bucket {self.bucket}"
+        proven = f"{counted(self.proven, 'batch', 'batches')} of the ledger: proven in bucket {self.bucket} as well"
         moved = f"{self.moved} events that were collected here meanwhile wait to be exported as before"
         return [
             *(f"damaged: {what}" for what in self.damage),
@@ -163,8 +165,8 @@ class Restore:
         for name, number in waiting.items():
             if name not in self._means.buckets:
                 self._outcome.notes.append(
-                    f"{number} batches were to go to bucket {name} too, which is not in the configuration: without "
-                    f"[buckets.{name}] they count as undelivered"
+                    f"{counted(number, 'batch is', 'batches are')} owed to bucket {name}, which is not in the "
+                    f"configuration: they stay undelivered without [buckets.{name}]"
                 )
 
     # -- bringing back ------------------------------------------------------------------------------------------------
