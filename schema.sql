@@ -147,6 +147,9 @@ CREATE TABLE export_deliveries (
     attempted_at    TIMESTAMPTZ,
     delivered_at    TIMESTAMPTZ,
     last_error      TEXT,
+    -- Since it last went well; and until when it is left alone.
+    failures        INTEGER NOT NULL DEFAULT 0,
+    retry_at        TIMESTAMPTZ,
     PRIMARY KEY (job, sequence, bucket),
     FOREIGN KEY (job, sequence) REFERENCES export_batches
 );

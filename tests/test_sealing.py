@@ -1,5 +1,6 @@
 """Sealing takes no table lock, and yet a row that commits late is never skipped and never sealed twice."""
 
+import json
 import random
 import threading
 from collections import Counter
@@ -25,7 +26,9 @@ INSERT = (
 PATIENT = 60.0
 
 
-def seal(db: Database, *, patience: float = 0, batch_rows: int = 1000, job: str = "acme") -> Any:
+def seal(
+    db: Database, *, patience: float = 0, batch_rows: int = 1000, batch_bytes: int = 2**40, job: str = "acme"
+) -> Any:
     plan = sealing.Plan(
         job=job,
         format="jsonl",
@@ -33,6 +36,7 @@ def seal(db: Database, *, patience: float = 0, batch_rows: int = 1000, job: str 
         object_rows=1000,
         object_bytes=1000,
         batch_rows=batch_rows,
+        batch_bytes=batch_bytes,
         schema_version=1,
         buckets={"client": "raw"},
     )
@@ -368,3 +372,14 @@ def test_every_row_of_many_writers_is_in_exactly_one_batch_of_each_job(
     for job in ("acme", "vault"):
         assert len(batches(conn, job)) > 5
         assert Counter(sealed_rows(conn, job)) == Counter(all_ids(conn))
+
+
+def test_a_batch_ends_with_the_row_that_crosses_its_limit_of_bytes(db: Database, conn: psycopg.Connection[Any]) -> None:
+    store_events(db, 5, raw_event_data=json.dumps({"noise": list(range(300))}))
+    (size,) = conn.execute("SELECT min(pg_column_size(raw_event_data)) FROM events_log").fetchone() or (0,)
+    while isinstance(seal(db, batch_bytes=2 * size), ledger.Key):
+        pass
+    assert [len(ids) for ids in batches(conn)] == [2, 2, 1]
+    store_events(db, 2)
+    assert isinstance(seal(db, batch_bytes=1), ledger.Key)
+    assert len(batches(conn)[-1]) == 1

@@ -3,12 +3,15 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.admin.sentences import held_up
 from appliance.cli.common import config_option, json_option, load, print_json
+
+if TYPE_CHECKING:
+    from appliance.store.overview import BucketState
 
 
 @click.command(epilog="Example: appliance status --json")
@@ -58,7 +61,7 @@ def _print_status(state: Any) -> None:
                 bucket.bucket,
                 str(bucket.delivered),
                 str(bucket.pending),
-                bucket.last_error or "",
+                _trouble(bucket),
             )
         if not job.buckets:
             jobs.add_row(job.job, str(job.waiting), str(job.exported), "", "", "", "")
@@ -72,3 +75,9 @@ def _print_status(state: Any) -> None:
         console.print(table)
     for writer in state.open_writers:
         console.print(held_up(writer))
+
+
+def _trouble(bucket: "BucketState") -> str:
+    if not bucket.last_error:
+        return ""
+    return bucket.last_error + (f" (next try {bucket.retry_at:%Y-%m-%d %H:%M} UTC)" if bucket.retry_at else "")

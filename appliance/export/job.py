@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from uuid import UUID, uuid4
 
@@ -29,7 +30,7 @@ from appliance.export.means import Means, StoppedError
 from appliance.priority import step_back
 from appliance.store import ledger, marks, runs, sealing
 from appliance.store.database import Database
-from appliance.store.events import EXPORT_SCHEMA_VERSION
+from appliance.store.events import EXPORT_SCHEMA_VERSION, newest_id
 from appliance.store.ledger import Batch, Key
 from appliance.store.sealing import Writer
 from appliance.words import counted
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 # Frozen into each batch: a change here affects batches sealed afterwards.
 BATCH_ROWS = 500_000
+BATCH_BYTES = 2 * 1024 * 1024 * 1024
 OBJECT_ROWS = 500_000
 OBJECT_BYTES = 256 * 1024 * 1024
 
@@ -47,6 +49,7 @@ class Report:
     """What one run did. `problems` are deliveries that stay pending, each with its reason.
 
     `batches` every bucket has now; of those that another bucket still waits for, `partly` says how many each got.
+    Buckets that failed before are `resting` until a moment in UTC.
     """
 
     job: str
@@ -55,6 +58,7 @@ class Report:
     partly: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     blockers: tuple[Writer, ...] = ()
+    resting: Mapping[str, datetime] = field(default_factory=dict)
     skipped: bool = False
 
     @property
@@ -70,6 +74,7 @@ class Report:
         done = [f"{self.row_count} events in {_batches(self.batches)} delivered"] if self.batches else []
         done += [f"{_batches(number)} delivered to {bucket}" for bucket, number in self.partly.items()]
         waits = [f"nothing new was sealed: {writer}" for writer in self.blockers]
+        waits += [f"bucket {name} failed and is left alone until {at:%H:%M:%S}" for name, at in self.resting.items()]
         return "; ".join([*(done or ["nothing new delivered"]), *waits, *self.problems])
 
 
@@ -94,6 +99,7 @@ class _Tally:
     row_count: int = 0
     partly: Counter[str] = field(default_factory=Counter)
     broken: set[str] = field(default_factory=set)
+    resting: dict[str, datetime] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def report(self, blockers: tuple[Writer, ...] = ()) -> Report:
@@ -105,6 +111,7 @@ class _Tally:
             partly=dict(self.partly),
             problems=problems,
             blockers=blockers,
+            resting=dict(self.resting),
         )
 
 
@@ -132,11 +139,12 @@ class Exporter:
         with self.means.db.connection() as conn:
             sealing.sync_coverage(conn, jobs, retire=retire)
 
-    def run(self, job: str, *, wait_for_lease: bool = False) -> Report:
+    def run(self, job: str, *, wait_for_lease: bool = False, spare_resting: bool = False) -> Report:
         """Deliver everything there is to deliver. A bucket that fails is in the report, the other one goes on.
 
         Raises BucketAheadError, DatabaseUnavailableError, BatchChangedError, StoppedError. With `wait_for_lease` a run
-        that another process has under way, or has left behind, is waited for.
+        that another process has under way, or has left behind, is waited for; with `spare_resting` buckets are left
+        alone for a while after they have failed.
         """
         # Somebody waits for an event's answer, nobody for this.
         step_back(threading.get_native_id())
@@ -146,7 +154,8 @@ class Exporter:
                 return Report(job=job, skipped=True)
             with self.means.db.connection() as conn:
                 run_id = runs.start(conn, job)
-            tally = _Tally(job)
+                resting = ledger.resting(conn, job) if spare_resting else {}
+            tally = _Tally(job, broken=set(resting), resting=resting)
             try:
                 report = _Run(self, job, holder, tally).work()
             except Exception as error:
@@ -212,6 +221,8 @@ class _Run:
         export = self._settings.exports.get(self._job)
         if export is None or self._restoring():
             return ()
+        with self._db.connection() as conn:
+            goal = newest_id(conn)
         while any(name not in self._tally.broken for name in export.bucket_names):
             try:
                 sealed = self._seal()
@@ -220,9 +231,9 @@ class _Run:
             else:
                 if isinstance(sealed, sealing.Nothing):
                     return sealed.blockers
-                if self._rows_of(sealed) < BATCH_ROWS:
-                    # That was all there was. What has come in meanwhile is for the next run: under steady traffic there
-                    # is always more, and one run would seal it in ever smaller batches and never end.
+                if self._end_of(sealed) >= goal:
+                    # What has come in meanwhile is for the next run: under steady traffic there is always more, and one
+                    # run would seal it in ever smaller batches and never end.
                     self._deliver_owed()
                     return ()
             self._deliver_owed()
@@ -235,9 +246,9 @@ class _Run:
             self._tally.problems.append(restore_unfinished(bucket))
         return bucket is not None
 
-    def _rows_of(self, key: Key) -> int:
+    def _end_of(self, key: Key) -> int:
         with self._db.connection() as conn:
-            return ledger.load(conn, key).row_count
+            return max(r.to_id for r in ledger.load(conn, key).ranges)
 
     def _seal(self) -> Key | sealing.Nothing:
         with self._db.connection() as conn:
@@ -268,6 +279,7 @@ class _Run:
             object_bytes=OBJECT_BYTES,
             escape_formulas=export.escape_formulas,
             batch_rows=BATCH_ROWS,
+            batch_bytes=BATCH_BYTES,
             schema_version=EXPORT_SCHEMA_VERSION,
             buckets={name: self._settings.buckets[name].prefix for name in export.bucket_names},
         )

@@ -33,7 +33,7 @@ STOP_SECONDS = 8.0
 
 
 def run_apart(settings: Settings, job: str, *, conninfo: str, stopping: threading.Event) -> Report:
-    """Run a job in a child as `Exporter.run` does, and raise what that raises.
+    """Run a job in a child as `Exporter.run` does, sparing buckets that rest, and raise what that raises.
 
     Raises ApplianceError when the child came to an end without an answer.
     """
@@ -95,7 +95,7 @@ def main() -> None:
 def _run(settings: Settings, conninfo: str, job: str, stopping: threading.Event) -> Report | ApplianceError:
     try:
         with Database(conninfo, makes_way=True) as db:
-            return Exporter(settings, db, conninfo=conninfo, stopping=stopping).run(job)
+            return Exporter(settings, db, conninfo=conninfo, stopping=stopping).run(job, spare_resting=True)
     except ApplianceError as error:
         return error
     except Exception:

@@ -16,7 +16,7 @@ from appliance.config import Settings
 from appliance.errors import ApplianceError
 from appliance.export.job import Exporter, Report
 from appliance.export.means import StoppedError
-from appliance.store import counters, marks
+from appliance.store import counters, ledger, marks
 from appliance.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # Jobs that were taken out of the configuration still deliver what they have sealed.
 _RETIRED_SCHEDULE = "50 * * * *"
 _HOUSEKEEPING_SCHEDULE = "* * * * *"
+_RETRY_SCHEDULE = "* * * * *"
 _RETENTION_SCHEDULE = "25 * * * *"
 _THREADS = 4
 
@@ -76,8 +77,9 @@ class Scheduler:
     def start(self) -> None:
         """Begin to run jobs on their lines."""
         for name, export in self._settings.exports.items():
-            self._add(f"export {name}", export.schedule, self._run_export, name)
+            self._add(_name_of(name), export.schedule, self._run_export, name)
         self._add("exports no longer configured", _RETIRED_SCHEDULE, self._run_retired)
+        self._add("retries", _RETRY_SCHEDULE, self._retry)
         self._add("housekeeping", _HOUSEKEEPING_SCHEDULE, self._merge_counters)
         if self._settings.retention.keep_days:
             self._add("retention", _RETENTION_SCHEDULE, self._delete_old_rows)
@@ -117,10 +119,18 @@ class Scheduler:
         report = self._run(job)
         log.log(logging.ERROR if report.failed else logging.INFO, "export %s: %s", job, report.summary)
 
+    def _retry(self) -> None:
+        """Let jobs come due whose buckets have rested for long enough; retired ones come due every hour anyway."""
+        with self._db.connection() as conn:
+            due = ledger.jobs_to_retry(conn)
+        for job in due:
+            if job in self._settings.exports:
+                self._scheduler.modify_job(_name_of(job), next_run_time=datetime.now(UTC))
+
     def _run_retired(self) -> None:
         for job in self._exporter.jobs():
             if job not in self._settings.exports:
-                self._guarded(f"export {job}", self._run_export, job)
+                self._guarded(_name_of(job), self._run_export, job)
 
     def _merge_counters(self) -> None:
         with self._db.connection() as conn:
@@ -134,3 +144,7 @@ class Scheduler:
         log.info("retention: %d rows deleted, delivered %d days ago or more", deleted, keep_days)
         if uncovered:
             log.warning("retention: no job exports %s: their rows are kept", ", ".join(uncovered))
+
+
+def _name_of(job: str) -> str:
+    return f"export {job}"

@@ -18,6 +18,11 @@ from appliance.store.ranges import Range, where
 _HOUR = "date=%Y-%m-%d/hour=%H"
 
 
+# A run has tried several times by itself before (clients.py).
+_FIRST_PAUSE_SECONDS = 30
+_LONGEST_PAUSE_SECONDS = 3600
+
+
 class OvertakenError(ApplianceError):
     """Another run did this step first; read the ledger again and go on from there."""
 
@@ -265,18 +270,49 @@ def begin_attempt(conn: Connection, key: Key, bucket: str) -> None:
 
 
 def record_failure(conn: Connection, key: Key, bucket: str, error: str) -> None:
-    """Keep why a delivery failed; one that another run has completed meanwhile stays completed."""
+    """Keep why a delivery failed, and when it is to be tried again; one that is completed meanwhile stays so.
+
+    The pause doubles with each failure, up to an hour, give or take a quarter: what failed together must not come back
+    together.
+    """
     conn.execute(
-        "UPDATE export_deliveries SET last_error = %s"
-        " WHERE job = %s AND sequence = %s AND bucket = %s AND state = 'pending'",
-        (error[:1000], key.job, key.sequence, bucket),
+        "UPDATE export_deliveries SET last_error = %(error)s, failures = failures + 1, retry_at = now()"
+        " + least(%(first)s * 2 ^ least(failures, 30), %(longest)s) * (0.75 + random() / 2) * interval '1 second'"
+        " WHERE job = %(job)s AND sequence = %(sequence)s AND bucket = %(bucket)s AND state = 'pending'",
+        {
+            "error": error[:1000],
+            "first": _FIRST_PAUSE_SECONDS,
+            "longest": _LONGEST_PAUSE_SECONDS,
+            "job": key.job,
+            "sequence": key.sequence,
+            "bucket": bucket,
+        },
     )
+
+
+def resting(conn: Connection, job: str) -> dict[str, datetime]:
+    """Return the buckets that are left alone because of what has failed, and until when."""
+    rows = conn.execute(
+        "SELECT bucket, max(retry_at) FROM export_deliveries"
+        " WHERE job = %s AND state = 'pending' AND retry_at > now() GROUP BY 1 ORDER BY 1",
+        (job,),
+    )
+    return {bucket: retry_at.astimezone(UTC) for bucket, retry_at in rows}
+
+
+def jobs_to_retry(conn: Connection) -> list[str]:
+    """Return the jobs with a delivery that has failed and has rested for long enough."""
+    rows = conn.execute(
+        "SELECT DISTINCT job FROM export_deliveries WHERE state = 'pending' AND retry_at <= now() ORDER BY 1"
+    )
+    return [job for (job,) in rows]
 
 
 def record_delivered(conn: Connection, key: Key, bucket: str) -> None:
     """Set a delivery to delivered: every object and the manifest were checked in the bucket."""
     conn.execute(
-        "UPDATE export_deliveries SET state = 'delivered', delivered_at = now(), last_error = NULL"
+        "UPDATE export_deliveries SET state = 'delivered', delivered_at = now(), last_error = NULL,"
+        " failures = 0, retry_at = NULL"
         " WHERE job = %s AND sequence = %s AND bucket = %s AND state = 'pending'",
         (key.job, key.sequence, bucket),
     )

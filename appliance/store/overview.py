@@ -1,7 +1,7 @@
 """What the status shows, from the ledger and the counters alone."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from appliance.store import counters, runs, sealing
 from appliance.store.database import Connection
@@ -17,6 +17,7 @@ class BucketState:
     pending: int
     last_delivered_at: datetime | None
     last_error: str | None
+    retry_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +88,21 @@ def _buckets(conn: Connection) -> dict[str, list[BucketState]]:
         """
         SELECT job, bucket, count(*) FILTER (WHERE state = 'delivered'), count(*) FILTER (WHERE state = 'pending'),
             max(delivered_at),
-            (array_agg(last_error ORDER BY sequence) FILTER (WHERE last_error IS NOT NULL))[1]
+            (array_agg(last_error ORDER BY sequence) FILTER (WHERE last_error IS NOT NULL))[1],
+            max(retry_at) FILTER (WHERE state = 'pending')
         FROM export_deliveries GROUP BY job, bucket ORDER BY job, bucket
         """
     )
     states: dict[str, list[BucketState]] = {}
-    for job, bucket, delivered, pending, last, error in rows:
+    for job, bucket, delivered, pending, last, error, retry_at in rows:
         state = BucketState(
-            job=job, bucket=bucket, delivered=delivered, pending=pending, last_delivered_at=last, last_error=error
+            job=job,
+            bucket=bucket,
+            delivered=delivered,
+            pending=pending,
+            last_delivered_at=last,
+            last_error=error,
+            retry_at=retry_at.astimezone(UTC) if retry_at else None,
         )
         states.setdefault(job, []).append(state)
     return states

@@ -52,6 +52,8 @@ class Plan:
     schema_version: int
     buckets: Mapping[str, str]
     """Prefix by bucket name."""
+    batch_bytes: int = 2**62
+    """Of raw events as the table holds them, compressed where they are long: cheap to know, and near enough."""
     escape_formulas: bool = False
 
 
@@ -135,8 +137,8 @@ def seal_next(conn: Connection, plan: Plan, *, patience_seconds: float = PATIENC
     blockers = outwait(conn, patience_seconds)
     if blockers:
         return Nothing(blockers)
-    row_count, last_id = _cut(conn, ranges, plan.batch_rows)
-    end = last_id if row_count == plan.batch_rows else newest
+    row_count, last_id, more = _cut(conn, ranges, plan)
+    end = last_id if more else newest
     frozen = _ranges_up_to(end, coverage)
     _advance_coverage(conn, plan.job, frozen)
     if row_count == 0:
@@ -172,13 +174,22 @@ def outwait(conn: Connection, patience_seconds: float) -> tuple[Writer, ...]:
     return ()
 
 
-def _cut(conn: Connection, ranges: Sequence[Range], limit: int) -> tuple[int, int]:
+def _cut(conn: Connection, ranges: Sequence[Range], plan: Plan) -> tuple[int, int, bool]:
+    """Return how many rows fit into the next batch, the id of the last of them, and whether there may be more.
+
+    The row that crosses the limit of bytes is the batch's last.
+    """
     query = sql.SQL(
-        "SELECT count(*), coalesce(max(id), 0) FROM (SELECT id FROM events_log e WHERE {} ORDER BY id LIMIT {}) AS cut"
-    ).format(where(ranges), sql.Literal(limit))
+        "SELECT count(*) FILTER (WHERE fits), coalesce(max(id) FILTER (WHERE fits), 0), count(*) FROM"
+        " (SELECT id, coalesce(sum(bytes) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) < {}"
+        " AS fits FROM"
+        " (SELECT id, pg_column_size(raw_event_data) AS bytes FROM events_log e WHERE {} ORDER BY id LIMIT {}) AS found"
+        ") AS cut"
+    ).format(sql.Literal(plan.batch_bytes), where(ranges), sql.Literal(plan.batch_rows))
     row = conn.execute(query).fetchone()
     assert row is not None  # noqa: S101 - an aggregate always returns a row
-    return row[0], row[1]
+    fitting, last_id, found = row
+    return fitting, last_id, fitting < found or found == plan.batch_rows
 
 
 def _advance_coverage(conn: Connection, job: str, frozen: Iterable[Range]) -> None:
