@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -299,3 +300,22 @@ def test_a_run_works_through_a_backlog_of_many_batches(world: World, monkeypatch
     store_events(world.db, 18)
     assert world.export().batches == 5
     world.check()
+
+
+def test_a_run_keeps_its_lease_while_one_object_takes_long(
+    world: World, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_events(db, 1)
+    monkeypatch.setattr(runs, "LEASE_SECONDS", 1)
+    monkeypatch.setattr(runs, "RENEW_LEASE_SECONDS", 0.1)
+    reports: list[job.Report] = []
+
+    @contextmanager
+    def slow(call: str) -> Iterator[None]:
+        if call == "put" and not reports:
+            time.sleep(2)
+            reports.append(world.export())
+        yield
+
+    assert watch(world.exporter(), slow).run("acme").batches == 1
+    assert reports[0].skipped

@@ -141,6 +141,19 @@ def test_one_that_reaches_no_safe_point_is_cut_off(runs: Runs, conn: psycopg.Con
             run.result(STOP_SECONDS + 20)
 
 
+def test_one_in_which_nothing_moves_for_long_is_cut_off(runs: Runs) -> None:
+    script = "from appliance.export import process; process.STUCK_SECONDS = 1.0; process.main()"
+    with held(runs.conninfo):
+        child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert child.stdin is not None
+        child.stdin.write(pickle.dumps((runs.settings, runs.conninfo, "acme")))
+        child.stdin.flush()
+        # Its input stays open: nobody has told it to stop.
+        assert child.wait(60) == 1
+        _, errors = child.communicate()
+    assert b"export acme: nothing has moved for 1 s: cut off" in errors
+
+
 def test_it_does_not_outlive_the_worker(
     runs: Runs, db: Database, conn: psycopg.Connection[Any], start_parent: Callable[[Settings, str], psutil.Process]
 ) -> None:

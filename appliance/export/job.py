@@ -157,7 +157,7 @@ class Exporter:
                 resting = ledger.resting(conn, job) if spare_resting else {}
             tally = _Tally(job, broken=set(resting), resting=resting)
             try:
-                report = _Run(self, job, holder, tally).work()
+                report = _Run(self, job, tally).work()
             except Exception as error:
                 self._record_crash(run_id, tally, error)
                 raise
@@ -183,11 +183,21 @@ class Exporter:
         while not held and wait:
             time.sleep(0.5)
             held = self._take_lease(job, holder)
+        ended = threading.Event()
+        if held:
+            threading.Thread(target=self._renew_lease, args=(job, holder, ended), daemon=True).start()
         try:
             yield held
         finally:
+            ended.set()
             with suppress(DatabaseUnavailableError), self.means.db.connection() as conn:
                 runs.release_lease(conn, job, holder)
+
+    def _renew_lease(self, job: str, holder: UUID, ended: threading.Event) -> None:
+        """Keep the lease while the run lasts: one large object may take longer than a lease does."""
+        while not ended.wait(runs.RENEW_LEASE_SECONDS):
+            with suppress(DatabaseUnavailableError):
+                self._take_lease(job, holder)
 
     def _take_lease(self, job: str, holder: UUID) -> bool:
         with self.means.db.connection() as conn:
@@ -197,14 +207,13 @@ class Exporter:
 class _Run:
     """The state of one run."""
 
-    def __init__(self, exporter: Exporter, job: str, holder: UUID, tally: _Tally) -> None:
+    def __init__(self, exporter: Exporter, job: str, tally: _Tally) -> None:
         self._means = exporter.means
         self._settings = exporter.means.settings
         self._db = exporter.means.db
         self._buckets = exporter.means.buckets
         self._sync_coverage = exporter.sync_coverage
         self._job = job
-        self._holder = holder
         self._tally = tally
         self._tried: set[Key] = set()
         self._unanswered: set[str] = set()
@@ -288,7 +297,7 @@ class _Run:
 
     def _deliver(self, key: Key) -> None:
         """Bring one batch to every bucket that waits for it and can take it, then settle it if that was the last."""
-        self._safe_point()
+        self._means.stop_here_if_told()
         with self._db.connection() as conn:
             batch = ledger.load(conn, key)
         targets = self._targets(batch)
@@ -304,7 +313,7 @@ class _Run:
                     directory=directory,
                     fail=partial(self._fail, key),
                     note_problem=partial(self._note_problem, key),
-                    safe_point=self._safe_point,
+                    safe_point=self._means.stop_here_if_told,
                 ).deliver()
         with self._db.connection() as conn:
             settled = ledger.settle(conn, key)
@@ -369,9 +378,3 @@ class _Run:
         self._tally.problems.append(str(error))
         with self._db.connection() as conn:
             ledger.record_failure(conn, key, bucket, str(error))
-
-    def _safe_point(self) -> None:
-        """Stop here when the appliance shuts down, and keep the lease while it does not."""
-        self._means.stop_here_if_told()
-        with self._db.connection() as conn:
-            runs.take_lease(conn, self._job, self._holder)

@@ -22,6 +22,22 @@ class StoppedError(ApplianceError):
     """The appliance is shutting down; the next run goes on where this one stopped."""
 
 
+class Pulse:
+    """When something last moved, so that a run that hangs can be told from one that takes its time."""
+
+    def __init__(self) -> None:
+        self.beat()
+
+    def beat(self) -> None:
+        """Something has moved."""
+        self._last = time.monotonic()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long nothing has moved."""
+        return time.monotonic() - self._last
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
     """The configuration, the database and the buckets, and whether there is still time."""
@@ -31,6 +47,7 @@ class Means:
     conninfo: str
     buckets: Mapping[str, Bucket]
     stopping: threading.Event = field(default_factory=threading.Event)
+    pulse: Pulse = field(default_factory=Pulse)
 
     @classmethod
     def of(cls, settings: Settings, db: Database, *, conninfo: str, stopping: threading.Event | None = None) -> "Means":
@@ -44,7 +61,8 @@ class Means:
         )
 
     def stop_here_if_told(self) -> None:
-        """Raise StoppedError when the appliance shuts down."""
+        """Raise StoppedError when the appliance shuts down: between two objects, at the latest."""
+        self.pulse.beat()
         if self.stopping.is_set():
             raise StoppedError("stopped with the appliance; the next run goes on")
 

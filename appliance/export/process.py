@@ -20,6 +20,7 @@ from appliance import log as logs
 from appliance.config import Settings
 from appliance.errors import ApplianceError
 from appliance.export.job import Exporter, Report
+from appliance.export.means import Pulse
 from appliance.priority import step_back
 from appliance.store.database import Database
 
@@ -30,6 +31,8 @@ _COMMAND = (sys.executable, "-P", "-m", __name__)
 _LOOK_EVERY_SECONDS = 0.2
 # What a run gets to reach its next safe point, of the ten seconds of `docker stop`.
 STOP_SECONDS = 8.0
+# Each request to a bucket has time-outs of its own (clients.py), and an object has 256 MB at most before compression.
+STUCK_SECONDS = 3600.0
 
 
 def run_apart(settings: Settings, job: str, *, conninfo: str, stopping: threading.Event) -> Report:
@@ -95,12 +98,22 @@ def main() -> None:
 def _run(settings: Settings, conninfo: str, job: str, stopping: threading.Event) -> Report | ApplianceError:
     try:
         with Database(conninfo, makes_way=True) as db:
-            return Exporter(settings, db, conninfo=conninfo, stopping=stopping).run(job, spare_resting=True)
+            exporter = Exporter(settings, db, conninfo=conninfo, stopping=stopping)
+            threading.Thread(target=_cut_off_when_stuck, args=(exporter.means.pulse, job), daemon=True).start()
+            return exporter.run(job, spare_resting=True)
     except ApplianceError as error:
         return error
     except Exception:
         log.exception("export %s failed", job)
         return ApplianceError("it failed in a way that nobody foresaw: the lines above say how")
+
+
+def _cut_off_when_stuck(pulse: Pulse, job: str) -> None:
+    """End a run that hangs for good: on a database that is frozen, or a network file system that is gone."""
+    while pulse.silent_seconds < STUCK_SECONDS:
+        time.sleep(STUCK_SECONDS - pulse.silent_seconds)
+    log.error("export %s: nothing has moved for %.0f s: cut off; the next run goes on", job, pulse.silent_seconds)
+    os._exit(1)
 
 
 def _stop_when_told(stopping: threading.Event) -> None:

@@ -7,6 +7,7 @@ from uuid import UUID
 from appliance.store.database import Connection, fetch_value
 
 LEASE_SECONDS = 30
+RENEW_LEASE_SECONDS = 10.0
 _KEPT_RUNS = 500
 
 
