@@ -38,7 +38,7 @@ def backfilled(world: World, start: float, end: float, bucket: str | None = None
     """Backfill hours of the day."""
     lent = means.get("means") or world.exporter().means
     steps = backfill.plan(lent, "acme", arrived_from=DAY + start * HOUR, arrived_to=DAY + end * HOUR, bucket=bucket)
-    return backfill.carry_out(lent, steps, lambda _done, _of, _what: None)
+    return backfill.carry_out(lent, steps)
 
 
 @pytest.mark.parametrize(

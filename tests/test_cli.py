@@ -1,10 +1,13 @@
 """The commands as a user types them: messages, JSON and exit codes."""
 
 import json
+import os
+import pty
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -280,7 +283,7 @@ def test_restore_rebuilds_a_new_installation_and_tells_damage_by_its_exit_code(
     assert damaged.returncode == 3
     assert damaged.stdout.splitlines()[0].startswith("damaged: batch acme 1: site=shop/")
     assert damaged.stdout.splitlines()[-1] == "3 events of 1 batch brought back from bucket vault"
-    assert damaged.stderr.splitlines()[-2:] == ["1/2: acme 1", "2/2: acme 2"]
+    assert damaged.stderr.splitlines()[-1] == "1 of 2: batch acme 1"
     written.write_bytes(content)
     outcome = json.loads(fresh.run("restore", "vault", "--json").stdout)
     assert (outcome["batches"], outcome["rows"], outcome["damage"]) == (1, 3, [])
@@ -291,3 +294,32 @@ def test_restore_rebuilds_a_new_installation_and_tells_damage_by_its_exit_code(
     unknown = fresh.run("restore", "tape", check=False)
     assert (unknown.returncode, "there is no bucket tape" in unknown.stderr) == (2, True)
     assert fresh.run("restore", "vault", "--give-up").stdout.startswith("given up")
+
+
+def test_on_a_terminal_long_work_shows_a_bar_that_is_gone_afterwards(
+    appliance: Callable[..., Appliance], conninfo: str, db: Database, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    store_events(db, 3)
+    box.run("export")
+    shown = on_a_terminal([sys.executable, "-m", "appliance", "verify"], box.directory)
+    assert "0 found wrong" in shown
+    assert "/2" in shown
+    assert "\x1b[2K" in shown
+
+
+def on_a_terminal(command: list[str], directory: Path) -> str:
+    """Run a command and return all that its terminal was sent."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command, cwd=directory, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        # The other end of a terminal that is gone is an error on Linux, not an end.
+        with suppress(OSError):
+            while piece := os.read(ours, 65536):
+                shown += piece
+        assert process.wait(60) == 0
+    os.close(ours)
+    return shown.decode()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.common import config_option, json_option, load, print_json
+from appliance.cli.progress import progress
 from appliance.words import counted
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def verify(job: str | None, file: Path | None, *, repairs: bool, as_json: bool) 
         if job is not None:
             _check_known(job, jobs)
         names = [job] if job else jobs
-        verdicts = [verification.Verification(means, name).run() for name in names]
+        with progress() as tell:
+            verdicts = [verification.Verification(means, name, tell).run() for name in names]
         left = [what for verdict in verdicts for what in verification.repair(means, verdict)] if repairs else []
     if as_json:
         print_json([asdict(verdict) for verdict in verdicts])
@@ -117,7 +119,8 @@ def backfill(  # noqa: PLR0913 - one for each option
         if bucket is not None:
             _check_bucket(means, bucket)
         steps = filling.plan(means, job, arrived_from=start, arrived_to=end, bucket=bucket)
-        outcome = None if dry_run else filling.carry_out(means, steps, _tell)
+        with progress() as tell:
+            outcome = None if dry_run else filling.carry_out(means, steps, tell)
     problems = outcome.problems if outcome else []
     if as_json:
         batches = [{"sequence": s.batch.key.sequence, "rows": s.batch.row_count, "buckets": s.buckets} for s in steps]
@@ -162,7 +165,8 @@ def restore(bucket: str, file: Path | None, *, gives_up: bool, as_json: bool) ->
             restoring.give_up(means)
             click.echo("given up: what has come back stays, and jobs go on")
             return
-        done = restoring.Restore(means, bucket, progress=_tell).run()
+        with progress() as tell:
+            done = restoring.Restore(means, bucket, progress=tell).run()
     if as_json:
         print_json(asdict(done))
     else:
@@ -199,10 +203,6 @@ def _check_bucket(means: "Means", bucket: str) -> None:
     if bucket not in means.buckets:
         known = ", ".join(means.buckets)
         raise click.BadParameter(f"there is no bucket {bucket} in the configuration (there are: {known})")
-
-
-def _tell(done: int, of: int, what: object) -> None:
-    click.echo(f"{done + 1}/{of}: {what}", err=True)
 
 
 def _print_verdict(verdict: Any) -> None:

@@ -1,10 +1,9 @@
 """Delivering batches once more, by the time at which their events arrived: to the same keys, or not at all."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from appliance.export.means import Means
+from appliance.export.means import Means, Progress, silent
 from appliance.export.redeliver import Redelivery, redeliver
 from appliance.store import ledger
 from appliance.store.ledger import Batch
@@ -35,8 +34,8 @@ def _own_buckets(means: Means, batch: Batch) -> tuple[str, ...]:
     return tuple(delivery.bucket for delivery in batch.deliveries if delivery.bucket in means.buckets)
 
 
-def carry_out(means: Means, steps: list[Step], progress: Callable[[int, int, str], None]) -> Redelivery:
-    """Deliver each batch; `progress` is told before each how many are done, how many there are, and which it is."""
+def carry_out(means: Means, steps: list[Step], progress: Progress = silent) -> Redelivery:
+    """Deliver each batch."""
     outcome = Redelivery()
     for number, step in enumerate(steps):
         means.stop_here_if_told()

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,14 @@ from appliance.export.buckets import Bucket
 from appliance.store.database import Database
 
 _LEFT_OVER_SECONDS = 24 * 3600
+
+
+# Told before each step of long work: how many are done, how many there are, and what comes next.
+Progress = Callable[[int, int, object], None]
+
+
+def silent(_done: int, _of: int, _what: object) -> None:
+    """Tell nobody."""
 
 
 class StoppedError(ApplianceError):

@@ -4,7 +4,7 @@ It can be cut off anywhere and run again, and be run for one bucket after anothe
 the same history: the very same manifests.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -15,14 +15,11 @@ from appliance.errors import ManifestError, RestoreError
 from appliance.export import buckets, loading, manifest
 from appliance.export.files import described
 from appliance.export.manifest import Described
-from appliance.export.means import Means
+from appliance.export.means import Means, Progress, silent
 from appliance.store import ledger, restoring
 from appliance.store.database import Connection, first_line
-from appliance.store.ledger import Delivery, Key, ObjectRecord
+from appliance.store.ledger import Delivery, ObjectRecord
 from appliance.words import counted
-
-# Told before each batch: how many are done, how many there are, and which one it is.
-Progress = Callable[[int, int, Key], None]
 
 
 @dataclass(slots=True)
@@ -63,7 +60,7 @@ class _DamagedError(Exception):
 class Restore:
     """Restores from one bucket, from below the prefix that is configured for it."""
 
-    def __init__(self, means: Means, bucket: str, *, progress: Progress = lambda _done, _of, _key: None) -> None:
+    def __init__(self, means: Means, bucket: str, *, progress: Progress = silent) -> None:
         self._means = means
         self._db = means.db
         self._bucket = means.buckets[bucket]
@@ -82,8 +79,9 @@ class Restore:
             self._note_gaps(found)
             if absent:
                 self._bring_back(absent, directory)
-            for batch in unproven:
-                self._prove(batch)
+            for number, one in enumerate(unproven):
+                self._progress(number, len(unproven), f"batch {one.batch.key}")
+                self._prove(one)
         self._note_buckets()
         with self._db.connection() as conn:
             restoring.end(conn)
@@ -179,7 +177,7 @@ class Restore:
         self._outcome.moved = restoring.make_room(self._db, highest_id)
         for number, one in enumerate(absent):
             self._means.stop_here_if_told()
-            self._progress(number, len(absent), one.batch.key)
+            self._progress(number, len(absent), f"batch {one.batch.key}")
             try:
                 self._outcome.rows += self._bring_back_one(one, directory, highest_id=highest_id)
                 self._outcome.batches += 1

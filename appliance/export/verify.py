@@ -1,13 +1,13 @@
 """Holding the buckets against the ledger: what is missing, altered, foreign or doubled there."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from appliance.errors import BucketError
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
-from appliance.export.means import Means
+from appliance.export.means import Means, Progress, silent
 from appliance.export.redeliver import redeliver
 from appliance.store import ledger, marks
 from appliance.store.ledger import Batch, Key
@@ -58,9 +58,9 @@ class _Bucket:
 
 
 class Verification:
-    """Verifies one job. `progress` is told each key that has been read."""
+    """Verifies one job."""
 
-    def __init__(self, means: Means, job: str, progress: Callable[[str], None] = lambda _key: None) -> None:
+    def __init__(self, means: Means, job: str, progress: Progress = silent) -> None:
         self._means = means
         self._job = job
         self._progress = progress
@@ -145,10 +145,10 @@ class Verification:
 
     def _check_bucket(self, bucket: Bucket, known: _Bucket) -> None:
         standing = dict(self._standing(bucket, known.prefixes))
-        for key, expected in known.expected.items():
+        for number, (key, expected) in enumerate(known.expected.items()):
             self._means.stop_here_if_told()
+            self._progress(number, len(known.expected), f"{bucket.name}: {key}")
             self._check_object(bucket, key, expected, standing.get(key))
-            self._progress(key)
         names = {_name(key) for key in known.expected}
         for key in sorted(standing.keys() - known.expected.keys() - known.perhaps):
             if _name(key) in names:
