@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -45,13 +47,31 @@ def test_events_that_came_before_the_database_are_stored_in_their_order(
 ) -> None:
     inbox = make_inbox(db, tmp_path)
     inbox.start()
-    events = [make_event(path=f"/{number}") for number in range(30)]
+    # Ids of one time are in the order of their time (UUIDv7), and rows go in by their ids.
+    events = [make_event(path=f"/{number}", event_id=UUID(int=number)) for number in range(30)]
     assert all(inbox.store([event]).spooled for event in events)
     assert number_stored(conn) == 0
     inbox.use_database()
     wait_for(lambda: number_stored(conn) == 30, "the spool to be drained")
     assert [row[0] for row in conn.execute("SELECT path FROM events_log ORDER BY id")] == [e.path for e in events]
     wait_for(lambda: not inbox.store([make_event()]).spooled, "events to go to the table")
+    inbox.close()
+
+
+def test_small_groups_are_stored_together_and_of_an_event_sent_twice_the_first_wins(
+    db: Database, conn: Conn, tmp_path: Path
+) -> None:
+    inbox = make_inbox(db, tmp_path)
+    inbox.start()
+    events = [make_event(path="/first") for _ in range(1_500)]
+    for event in events:
+        inbox.store([event])
+        inbox.store([replace(event, path="/second")])
+    inbox.use_database()
+    wait_for(lambda: number_stored(conn) == 1_500, "the spool to be drained")
+    assert conn.execute("SELECT DISTINCT path FROM events_log").fetchall() == [("/first",)]
+    (transactions,) = conn.execute("SELECT count(DISTINCT xmin::text) FROM events_log").fetchone() or (0,)
+    assert transactions <= 4
     inbox.close()
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Iterable, Iterator
 
 import psycopg
 
@@ -21,10 +22,24 @@ _RETRY_TO_SECONDS = 5.0
 # Nobody waits for these commits, but a frozen database must not stop the draining for good.
 _STATEMENT_SECONDS = 10.0
 _STOP_SECONDS = 2.0
+# Groups of the spool are as small as the load was low; in bundles they drain faster than a full load brings new ones.
+_BUNDLE_EVENTS = 1_000
 
 
 class _StuckError(ApplianceError):
     """Events cannot be stored, and nothing shows yet whether that is their fault or the database's."""
+
+
+def _bundled(groups: Iterable[list[Event]]) -> Iterator[list[Event]]:
+    """Put small groups together, in their order."""
+    bundle: list[Event] = []
+    for group in groups:
+        bundle += group
+        if len(bundle) >= _BUNDLE_EVENTS:
+            yield bundle
+            bundle = []
+    if bundle:
+        yield bundle
 
 
 class Drain:
@@ -110,7 +125,7 @@ class Drain:
 
     def _drain(self, segment: Segment) -> None:
         number = 0
-        for group in self._spool.read(segment):
+        for group in _bundled(self._spool.read(segment)):
             if self._stopping.is_set():
                 return
             self._store(group)

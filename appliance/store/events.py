@@ -75,7 +75,7 @@ def insert_new(conn: Connection, events: Sequence[Event]) -> set[UUID]:
     """Store those events whose event id is not stored yet and return their event ids.
 
     Rows go in by event_id: two appliances on one database that are fed the same ids in opposite order would deadlock.
-    The staging table has no id column: ids are drawn only under the lock on events_log.
+    Of equal ids the first is stored. The staging table has no id column: ids are drawn only under the lock on events_log.
     """
     conn.execute(
         f"CREATE TEMPORARY TABLE staged_events ON COMMIT DROP"  # noqa: S608 - column names of our own
@@ -84,7 +84,7 @@ def insert_new(conn: Connection, events: Sequence[Event]) -> set[UUID]:
     _copy(conn, "staged_events", events)
     rows = conn.execute(
         f"INSERT INTO events_log ({_INSERTED})"  # noqa: S608 - column names of our own
-        f" SELECT {_INSERTED} FROM staged_events ORDER BY event_id"
+        f" SELECT {_INSERTED} FROM staged_events ORDER BY event_id, ctid"
         " ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
     )
     return {event_id for (event_id,) in rows}
