@@ -75,7 +75,7 @@ def insert_new(conn: Connection, events: Sequence[Event]) -> set[UUID]:
     """Store those events whose event id is not stored yet and return their event ids.
 
     Rows go in by event_id: two appliances on one database that are fed the same ids in opposite order would deadlock.
-    Of equal ids the first is stored. The staging table has no id column: ids are drawn only under the lock on events_log.
+    Of equal ids the first is stored. The staging table has no ids: they are drawn only under the lock on events_log.
     """
     conn.execute(
         f"CREATE TEMPORARY TABLE staged_events ON COMMIT DROP"  # noqa: S608 - column names of our own
