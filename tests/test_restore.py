@@ -16,7 +16,7 @@ from exporting import CrashError, MortalDatabase, Steps, World, exported_ids, wa
 from appliance.errors import BucketAheadError, BucketError, RestoreError
 from appliance.export.restore import Restore, Restored, give_up
 from appliance.export.verify import Verification
-from appliance.store import events
+from appliance.store import events, overview
 from appliance.store.database import Database
 from appliance.store.embedded import EmbeddedPostgres
 
@@ -193,6 +193,8 @@ def test_while_it_is_unfinished_nothing_is_sealed_until_it_is_given_up(fresh: Wo
     report = fresh.export()
     assert report.failed
     assert "until the restore from bucket vault" in report.summary
+    with fresh.db.connection() as conn:
+        assert overview.read(conn).restoring == "vault"
     assert len(states(fresh, "vault")) == 1
     give_up(fresh.exporter().means)
     with pytest.raises(BucketAheadError):

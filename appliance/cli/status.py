@@ -35,6 +35,8 @@ def _print_status(state: Any) -> None:
     from rich.console import Console  # noqa: PLC0415 - only for people at a terminal
     from rich.table import Table  # noqa: PLC0415
 
+    from appliance.store.restoring import unfinished  # noqa: PLC0415 - `check` must not need the database
+
     # In a log the lines must not be cut to a terminal's width.
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, highlight=False, markup=False, emoji=False)
@@ -75,6 +77,8 @@ def _print_status(state: Any) -> None:
         console.print(table)
     for writer in state.open_writers:
         console.print(held_up(writer))
+    if state.restoring:
+        console.print(unfinished(state.restoring))
 
 
 def _trouble(bucket: "BucketState") -> str:

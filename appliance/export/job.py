@@ -28,7 +28,7 @@ from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target, bucket_ahead, target_of
 from appliance.export.means import Means, StoppedError
 from appliance.priority import step_back
-from appliance.store import ledger, marks, runs, sealing
+from appliance.store import ledger, marks, restoring, runs, sealing
 from appliance.store.database import Database
 from appliance.store.events import EXPORT_SCHEMA_VERSION, newest_id
 from appliance.store.ledger import Batch, Key
@@ -76,14 +76,6 @@ class Report:
         waits = [f"nothing new was sealed: {writer}" for writer in self.blockers]
         waits += [f"bucket {name} failed and is left alone until {at:%H:%M:%S}" for name, at in self.resting.items()]
         return "; ".join([*(done or ["nothing new delivered"]), *waits, *self.problems])
-
-
-def restore_unfinished(bucket: str) -> str:
-    """Say why nothing new is exported."""
-    return (
-        f"nothing new is sealed until the restore from bucket {bucket} has come to its end: run `appliance restore "
-        f"{bucket}` again if none is under way"
-    )
 
 
 def _batches(number: int) -> str:
@@ -252,7 +244,7 @@ class _Run:
         with self._db.connection() as conn:
             bucket = ledger.restoring_from(conn)
         if bucket is not None:
-            self._tally.problems.append(restore_unfinished(bucket))
+            self._tally.problems.append(restoring.unfinished(bucket))
         return bucket is not None
 
     def _end_of(self, key: Key) -> int:

@@ -171,10 +171,10 @@ class Restore:
 
     def _bring_back(self, absent: Sequence[Described], directory: Path) -> None:
         ranges = [r for one in absent for r in one.batch.ranges]
-        highest_id = max(r.to_id for r in ranges)
+        lowest_id, highest_id = min(r.from_id for r in ranges), max(r.to_id for r in ranges)
         with self._db.connection() as conn:
-            restoring.begin(conn, self._bucket.name, lowest_id=min(r.from_id for r in ranges))
-        self._outcome.moved = restoring.make_room(self._db, highest_id)
+            restoring.begin(conn, self._bucket.name, lowest_id=lowest_id)
+        self._outcome.moved = restoring.make_room(self._db, lowest_id=lowest_id, highest_id=highest_id)
         for number, one in enumerate(absent):
             self._means.stop_here_if_told()
             self._progress(number, len(absent), f"batch {one.batch.key}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from appliance.store import counters, runs, sealing
+from appliance.store import counters, ledger, runs, sealing
 from appliance.store.database import Connection
 
 
@@ -39,6 +39,8 @@ class Overview:
     jobs: tuple[JobState, ...]
     runs: tuple[runs.Run, ...]
     open_writers: tuple[sealing.Writer, ...]
+    restoring: str | None
+    """The bucket from which events are being brought back: until that is done nothing is sealed."""
 
     @property
     def events(self) -> int:
@@ -58,6 +60,7 @@ def read(conn: Connection, *, run_limit: int = 20) -> Overview:
         jobs=tuple(_jobs(conn)),
         runs=tuple(runs.latest(conn, limit=run_limit)),
         open_writers=tuple(writers),
+        restoring=ledger.restoring_from(conn),
     )
 
 

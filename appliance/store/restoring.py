@@ -46,6 +46,14 @@ def begin(conn: Connection, bucket: str, *, lowest_id: int) -> None:
     )
 
 
+def unfinished(bucket: str) -> str:
+    """Say why nothing new is exported."""
+    return (
+        f"nothing new is sealed until the restore from bucket {bucket} has come to its end: run `appliance restore "
+        f"{bucket}` again if none is under way"
+    )
+
+
 def end(conn: Connection) -> None:
     """Let sealing go on."""
     conn.execute("UPDATE installation SET restoring = NULL")
@@ -54,8 +62,8 @@ def end(conn: Connection) -> None:
 # -- room for the ids -------------------------------------------------------------------------------------------------
 
 
-def make_room(db: Database, highest_id: int) -> int:
-    """Give rows that were collected here new ids above `highest_id`, and return how many that were.
+def make_room(db: Database, *, lowest_id: int, highest_id: int) -> int:
+    """Give rows with an id above `lowest_id` and up to `highest_id` new ids above those; return how many that were.
 
     Rows of batches that are in the ledger stay. Raises RestoreError while a transaction may still bring others.
     """
@@ -70,19 +78,20 @@ def make_room(db: Database, highest_id: int) -> int:
     if blockers:
         raise RestoreError(f"{blockers[0]}: end it, then run this again")
     moved = 0
-    while number := _move_some(db, highest_id):
+    while number := _move_some(db, lowest_id, highest_id):
         moved += number
     return moved
 
 
-def _move_some(db: Database, highest_id: int) -> int:
+def _move_some(db: Database, lowest_id: int, highest_id: int) -> int:
     with db.connection() as conn:
         known_id = fetch_value(conn, "SELECT coalesce(max(to_id), 0) FROM export_ranges")
         # DEFAULT draws the next id, under the lock that sealing looks for.
         moved = conn.execute(
-            "UPDATE events_log SET id = DEFAULT WHERE id IN (SELECT i.id FROM events_log i WHERE i.id <= %s"  # noqa: S608 - a condition of our own
+            "UPDATE events_log SET id = DEFAULT WHERE id IN ("  # noqa: S608 - a condition of our own
+            "SELECT i.id FROM events_log i WHERE i.id > %s AND i.id <= %s"
             f" AND NOT EXISTS (SELECT 1 FROM export_ranges r WHERE {_HOLDS}) ORDER BY i.id LIMIT %s)",
-            (highest_id, _STEP_ROWS),
+            (lowest_id, highest_id, _STEP_ROWS),
         )
         # What was counted under those ids waits to be exported as before.
         conn.execute(
