@@ -7,7 +7,7 @@
 ## make lint       ruff, mypy, import-linter, deptry
 ## make image-test build the image and try it for real
 ## make lock       renew requirements.lock
-.PHONY: help run exports status install test bench torture lint format image-test lock chromium clean
+.PHONY: help run exports status install test bench torture lint format image-test lock programs clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -55,8 +55,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 
 install: $(VENV)/.installed-dev
 
-test: install chromium
+# Two at a time where there is room; those that look at how fast answers come need the machine for themselves.
+test: install programs
+ifeq ($(ARGS),)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone"
+	$(BIN)/pytest -m alone
+else
 	$(BIN)/pytest $(ARGS)
+endif
 
 torture: install
 	TORTURE_ROUNDS=30 OUTAGE_SECONDS=60 $(BIN)/pytest -s tests/test_torture.py $(ARGS)
@@ -75,8 +81,8 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-chromium:
-	@tests/install-chromium
+programs:
+	@tests/install-programs
 
 image-test:
 	@tests/image-test

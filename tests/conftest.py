@@ -306,6 +306,10 @@ class Appliance:
         except OSError:
             return False
 
+    def reached(self) -> bool:
+        """Return whether anything listens."""
+        return _accepts(self.port)
+
     def run(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command of the appliance with this configuration."""
         command = [sys.executable, "-m", "appliance", *words, "--config", str(self.write_config())]

@@ -62,6 +62,27 @@ def test_check_warns_of_a_site_that_is_never_exported(tmp_path: Path, job: str, 
     } == alone
 
 
+@pytest.mark.parametrize(
+    ("mode", "secret", "warned"),
+    [
+        pytest.param(0o644, '"hunter2hunter2"', True, id="everybody can read it"),
+        pytest.param(0o640, '"hunter2hunter2"', False, id="a group can read it"),
+        pytest.param(0o600, '"hunter2hunter2"', False, id="nobody else can read it"),
+        pytest.param(0o644, '{ file = "secret" }', False, id="the secret is in a file of its own"),
+    ],
+)
+def test_check_warns_of_secrets_that_every_user_can_read(
+    tmp_path: Path, mode: int, secret: str, *, warned: bool
+) -> None:
+    (tmp_path / "secret").write_text("hunter2hunter2")
+    (tmp_path / "config.toml").write_text(f"[admin]\npassword = {secret}\n")
+    (tmp_path / "config.toml").chmod(mode)
+    done = appliance_command("check", "--json", cwd=tmp_path)
+    warnings = json.loads(done.stdout)["warnings"]
+    assert any("config.toml holds secrets" in warning for warning in warnings) == warned
+    assert "hunter2" not in done.stdout + done.stderr
+
+
 def test_check_prints_json_where_the_configuration_is_wrong_too(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('[server]\nbind = "x"\ndemo = 7\n')
     done = appliance_command("check", "--json", cwd=tmp_path)

@@ -27,6 +27,8 @@ from conftest import Answer, Appliance, running, wait_for
 from appliance.store.embedded import EmbeddedPostgres
 from appliance.worker import IDLE_SECONDS, REQUEST_SECONDS
 
+pytestmark = pytest.mark.alone
+
 # appliance/worker.py: _MAX_INCOMPLETE
 MAX_INCOMPLETE = 1_024
 HEAD = b"POST /collect HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

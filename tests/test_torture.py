@@ -22,6 +22,8 @@ from conftest import Appliance, wait_for
 
 from appliance.store.embedded import EmbeddedPostgres
 
+pytestmark = pytest.mark.alone
+
 ROUNDS = int(os.environ.get("TORTURE_ROUNDS", "8"))
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "10"))
 CLIENTS = 3

@@ -1,5 +1,6 @@
 """`serve` and `check`."""
 
+import logging
 import os
 import sys
 from dataclasses import asdict
@@ -10,8 +11,10 @@ import click
 
 from appliance.admin.sentences import ANY_SITE
 from appliance.cli.common import config_option, json_option, load, print_json
-from appliance.config import ALL_SITES, Settings
+from appliance.config import ALL_SITES, Settings, exposed_secrets
 from appliance.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 @click.command(epilog="Example: appliance serve --config /etc/appliance/config.toml")
@@ -19,6 +22,8 @@ from appliance.errors import ConfigError
 def serve(file: Path | None) -> None:
     """Run the appliance until it is told to stop (Ctrl-C, SIGTERM)."""
     settings = load(file)
+    for warning in exposed_secrets(settings, file):
+        log.warning(warning)
     from appliance import server  # noqa: PLC0415 - `check` must not need what only serving needs
 
     server.serve(settings)
@@ -37,7 +42,7 @@ def check(file: Path | None, as_json: bool, probe: bool) -> None:  # noqa: FBT00
             raise
         print_json({"ok": False, "problems": error.problems})
         sys.exit(error.exit_code)
-    warnings = _warnings(settings)
+    warnings = [*exposed_secrets(settings, file), *_warnings(settings)]
     if as_json:
         probes = _probes(settings) if probe else []
         answer = {"ok": not _failed(probes), "warnings": warnings, "exports": sorted(settings.exports)}

@@ -4,6 +4,7 @@ Every problem is found in one go and reported where the user wrote it: `config.t
 """
 
 import os
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "S3Bucket",
     "Settings",
     "Site",
+    "exposed_secrets",
     "load",
 ]
 
@@ -50,6 +52,18 @@ def load(file: Path | None = None) -> Settings:
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def exposed_secrets(settings: Settings, file: Path | None = None) -> list[str]:
+    """Return a warning when the file holds secrets, and users who do not run the appliance can read it."""
+    path = file or Path(DEFAULT_FILE)
+    try:
+        text, mode = path.read_text(encoding="utf-8"), path.stat().st_mode
+    except OSError:
+        return []
+    if not mode & stat.S_IROTH or not any(secret in text for secret in settings.secret_values()):
+        return []
+    return [f"{path.name} holds secrets, and every user of this machine can read it: chmod o-rwx {path}"]
 
 
 def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
