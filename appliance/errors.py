@@ -34,6 +34,10 @@ class SchemaError(ApplianceError):
     """The database holds a schema that this version cannot work with."""
 
 
+class BackupError(ApplianceError):
+    """The database cannot be written to, or filled from, this file."""
+
+
 class ManifestError(ApplianceError):
     """What stands where a manifest should stand is none, or not one that this version reads."""
 

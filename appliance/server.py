@@ -82,7 +82,7 @@ def serve(settings: Settings) -> None:
     """Run the appliance until SIGTERM or SIGINT. Raises StartError where it cannot start, ConfigError before that."""
     conninfo_of(settings)
     data_dir = settings.server.data_dir
-    lock = _lock_data_dir(data_dir)
+    lock = lock_data_dir(data_dir)
     listener = _listen(settings.server.host, settings.server.port)
     embedded = not settings.database.url.get_secret_value()
     postgres = EmbeddedPostgres(data_dir) if embedded else None
@@ -309,7 +309,8 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _lock_data_dir(data_dir: Path) -> IO[str]:
+def lock_data_dir(data_dir: Path) -> IO[str]:
+    """Keep any appliance off a data directory until what is returned is closed. Raises StartError where one runs."""
     lock = lock_file(data_dir, "appliance.lock")
     deadline = time.monotonic() + _BIND_PATIENCE_SECONDS
     while True:

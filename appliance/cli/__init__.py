@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from appliance.cli.backups import backup, restore_backup
 from appliance.cli.exporting import backfill, export, restore, verify
 from appliance.cli.running import check, serve
 from appliance.cli.status import status
@@ -30,5 +31,5 @@ def cli() -> None:
     """Collect raw web events and hand complete copies to your own buckets."""
 
 
-for _command in (serve, check, export, verify, backfill, restore, status):
+for _command in (serve, check, export, verify, backfill, restore, backup, restore_backup, status):
     cli.add_command(_command)

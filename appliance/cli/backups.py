@@ -1,0 +1,46 @@
+"""`backup` and `restore-backup`: the whole database in one file."""
+
+from pathlib import Path
+
+import click
+
+from appliance.cli.common import config_option, load
+
+_file_argument = click.argument("backup", type=click.Path(path_type=Path), metavar="FILE")
+
+
+@click.command(epilog="Example: appliance backup /mnt/nas/appliance-2026-11-23.dump")
+@_file_argument
+@config_option
+def backup(backup: Path, file: Path | None) -> None:
+    """Write the whole database into FILE: events, record of exports, counts. The appliance may run meanwhile."""
+    settings = load(file)
+    from appliance.store import dumps  # noqa: PLC0415 - `check` must not need the database
+    from appliance.store.attach import attached  # noqa: PLC0415
+
+    with attached(settings) as db:
+        dumps.dump(db.conninfo, backup)
+    click.echo(f"{backup}: {backup.stat().st_size} bytes")
+
+
+@click.command("restore-backup", epilog="Example: appliance restore-backup /mnt/nas/appliance-2026-11-23.dump")
+@_file_argument
+@config_option
+def restore_backup(backup: Path, file: Path | None) -> None:
+    """Fill an empty database from FILE, which `appliance backup` has written, perhaps from another database.
+
+    The appliance must not run. What buckets have got since the backup comes back with `appliance restore` afterwards.
+    """
+    settings = load(file)
+    from appliance import server  # noqa: PLC0415 - `check` must not need the database
+    from appliance.store import dumps  # noqa: PLC0415
+    from appliance.store.attach import attached  # noqa: PLC0415
+    from appliance.store.migrations import migrate  # noqa: PLC0415
+
+    with server.lock_data_dir(settings.server.data_dir), attached(settings) as db:
+        with db.connection() as conn:
+            dumps.check_empty(conn)
+        dumps.load(db.conninfo, backup)
+        with db.connection() as conn:
+            migrate(conn)
+    click.echo(f"the database is that of {backup}")

@@ -1,0 +1,139 @@
+"""`appliance backup` writes the whole database into a file, and `restore-backup` makes an empty one the same."""
+
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Appliance, store_events
+
+from appliance.store.database import Database
+from appliance.store.embedded import EmbeddedPostgres
+
+TABLES = ("installation", "events_log", "event_counts", "export_coverage", "export_batches", "export_deliveries")
+
+
+@pytest.fixture
+def config(conninfo: str, tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "bucket").mkdir()
+    nas = {"kind": "directory", "path": str(tmp_path / "bucket")}
+    return {"database": {"url": conninfo}, "buckets": {"nas": nas}, "exports": {"acme": {"client": "nas"}}}
+
+
+@pytest.fixture
+def box(appliance: Callable[..., Appliance], config: dict[str, Any], db: Database) -> Appliance:
+    """An installation that has exported one batch and holds newer events."""
+    one = appliance(**config)
+    store_events(db, 5, raw_event_data='{"q": "\\"\\\\n😀"}')
+    one.run("export")
+    store_events(db, 3)
+    return one
+
+
+@pytest.fixture
+def new(appliance: Callable[..., Appliance], config: dict[str, Any], box: Appliance) -> Appliance:
+    """A new one with the embedded database and the same bucket."""
+    del box
+    return appliance(**{name: value for name, value in config.items() if name != "database"})
+
+
+def everything(conninfo: str) -> dict[str, list[tuple[Any, ...]]]:
+    with psycopg.connect(conninfo) as conn:
+        return {table: conn.execute(f"SELECT t::text FROM {table} t ORDER BY 1").fetchall() for table in TABLES}  # noqa: S608
+
+
+def rows(one: Appliance) -> int:
+    events: int = json.loads(one.run("status", "--json").stdout)["events"]
+    return events
+
+
+def test_from_one_database_to_another_everything_is_the_same_and_exports_go_on(
+    box: Appliance, new: Appliance, conninfo: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "all.dump"
+    assert box.run("backup", str(file)).stdout == f"{file}: {file.stat().st_size} bytes\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert new.run("restore-backup", str(file)).stdout == f"the database is that of {file}\n"
+    before = everything(conninfo)
+    new.start()
+    assert everything(EmbeddedPostgres(new.data_dir).conninfo) == before
+    assert new.run("export").stdout == "acme: 3 events in 1 batch delivered\n"
+    assert new.run("verify").stdout.endswith("0 found wrong\n")
+    assert len(list((tmp_path / "bucket").rglob("_manifests/acme/*.json"))) == 2
+
+
+def test_ids_go_on_where_they_were(box: Appliance, new: Appliance, tmp_path: Path) -> None:
+    box.run("backup", str(tmp_path / "all.dump"))
+    new.run("restore-backup", str(tmp_path / "all.dump"))
+    new.start()
+    with Database(EmbeddedPostgres(new.data_dir).conninfo) as db:
+        store_events(db, 1)
+        with db.connection() as conn:
+            assert conn.execute("SELECT max(id) FROM events_log").fetchone() == (9,)
+
+
+def test_a_backup_is_never_written_over(box: Appliance, tmp_path: Path) -> None:
+    file = tmp_path / "all.dump"
+    file.write_text("last week's")
+    done = box.run("backup", str(file), check=False)
+    assert (done.returncode, "is there already: choose another name" in done.stderr) == (1, True)
+    assert file.read_text() == "last week's"
+
+
+def test_a_backup_that_fails_leaves_nothing_behind(box: Appliance, tmp_path: Path) -> None:
+    done = box.run("backup", str(tmp_path / "missing" / "all.dump"), check=False)
+    assert (done.returncode, "cannot be written: No such file or directory" in done.stderr) == (1, True)
+    assert [path.name for path in tmp_path.glob("*.unfinished")] == []
+
+
+def test_a_database_with_events_is_not_replaced(box: Appliance, tmp_path: Path) -> None:
+    box.run("backup", str(tmp_path / "all.dump"))
+    done = box.run("restore-backup", str(tmp_path / "all.dump"), check=False)
+    assert (done.returncode, "the database is not empty (events_log has rows)" in done.stderr) == (1, True)
+    assert rows(box) == 8
+
+
+def test_what_is_no_backup_changes_nothing(new: Appliance, tmp_path: Path) -> None:
+    (tmp_path / "odd.dump").write_bytes(b"PGDMP" + b"x" * 100)
+    for name in ("odd.dump", "missing.dump"):
+        done = new.run("restore-backup", str(tmp_path / name), check=False)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+    assert rows(new) == 0
+
+
+def test_a_backup_that_is_cut_off_changes_nothing(box: Appliance, new: Appliance, tmp_path: Path) -> None:
+    file = tmp_path / "all.dump"
+    box.run("backup", str(file))
+    file.write_bytes(file.read_bytes()[:-200])
+    assert new.run("restore-backup", str(file), check=False).returncode == 1
+    assert rows(new) == 0
+
+
+def test_while_the_appliance_runs_it_is_refused(new: Appliance, box: Appliance, tmp_path: Path) -> None:
+    box.run("backup", str(tmp_path / "all.dump"))
+    new.start()
+    done = new.run("restore-backup", str(tmp_path / "all.dump"), check=False)
+    assert (done.returncode, "stop it first" in done.stderr) == (1, True)
+
+
+def test_no_other_user_can_read_the_password_of_the_database(tmp_path: Path) -> None:
+    """Words of a command can be read by everybody; its environment cannot."""
+    script = (
+        "import sys; from pathlib import Path; from appliance.store import dumps;"
+        "dumps.binary = lambda name: sys.argv[1];"
+        "dumps.dump('host=db.example.com user=me password=hunter2 dbname=events sslmode=require', Path('x'))"
+    )
+    program = tmp_path / "pg_dump"
+    program.write_text('#!/bin/sh\necho "$@" > words\nenv > environment\n')
+    program.chmod(0o755)
+    subprocess.run([sys.executable, "-c", script, str(program)], cwd=tmp_path, check=True)
+    assert "hunter2" not in (tmp_path / "words").read_text()
+    environment = (tmp_path / "environment").read_text()
+    for line in ("PGPASSWORD=hunter2", "PGHOST=db.example.com", "PGSSLMODE=require", "PGDATABASE=events"):
+        assert line in environment
