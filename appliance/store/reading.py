@@ -76,7 +76,10 @@ def rows_of(conninfo: str, batch: Batch) -> Iterator[Iterator[Any]]:
     """
     # Only exports need Arrow: the collector starts without it.
     import adbc_driver_postgresql.dbapi as adbc  # noqa: PLC0415
+    import pyarrow as pa  # noqa: PLC0415
 
+    # Arrow's own keeps tens of MB more for itself when threads hand rows to each other.
+    pa.set_memory_pool(pa.system_memory_pool())
     parts = {"condition": where(batch.ranges), "columns": _COLUMNS, "site": _SITE, "hour": _HOUR}
     ground = sql.SQL(_GROUND).format(**parts)
     try:
