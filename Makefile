@@ -2,12 +2,13 @@
 ## make exports    export now what make run has collected
 ## make status     show what came in and what was exported
 ## make test       set everything up and run all tests
+## make spark-test read an export with Spark (installs it: 450 MB; needs Java 17 or newer)
 ## make bench      measure what it carries on this machine
 ## make torture    kill and freeze everything for longer than the tests do (about 10 minutes)
 ## make lint       ruff, mypy, import-linter, deptry
 ## make image-test build the image and try it for real
-## make lock       renew requirements.lock
-.PHONY: help run exports status install test bench torture lint format image-test lock programs clean
+## make lock       renew the locked versions
+.PHONY: help run exports status install test spark-test bench torture lint format image-test lock programs clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -53,16 +54,25 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 	$(PIP) install --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
 
+# Spark is large, and only its own tests need it.
+$(VENV)/.installed-spark: $(VENV)/.installed-dev requirements-spark.lock
+	$(PIP) install --require-hashes --no-deps -r requirements-spark.lock
+	@touch $@
+
 install: $(VENV)/.installed-dev
 
 # Two at a time where there is room; those that look at how fast answers come need the machine for themselves.
 test: install programs
 ifeq ($(ARGS),)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone and not spark"
 	$(BIN)/pytest -m alone
 else
 	$(BIN)/pytest $(ARGS)
 endif
+
+spark-test: $(VENV)/.installed-spark
+	@java -version 2>/dev/null || { echo "Spark needs Java 17 or newer: apt-get install default-jre-headless"; exit 1; }
+	$(BIN)/pytest -m spark $(ARGS)
 
 torture: install
 	TORTURE_ROUNDS=30 OUTAGE_SECONDS=60 $(BIN)/pytest -s tests/test_torture.py $(ARGS)
@@ -93,6 +103,9 @@ lock: install
 	$(BIN)/uv pip compile pyproject.toml --group dev -c requirements.lock --universal --python-version 3.11 \
 	    --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --no-header --quiet --upgrade \
 	    -o requirements-dev.lock
+	$(BIN)/uv pip compile --group pyproject.toml:spark -c requirements.lock -c requirements-dev.lock --universal \
+	    --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --no-header \
+	    --quiet --upgrade -o requirements-spark.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

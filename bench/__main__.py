@@ -9,7 +9,8 @@ import psycopg
 from appliance.errors import ApplianceError
 from bench import report, world
 from bench.errors import BenchError
-from bench.measures import MEASURES, Plan
+from bench.measures import MEASURES
+from bench.plan import Plan
 from bench.runs import Pace
 
 _TERMINATED = 128 + signal.SIGTERM

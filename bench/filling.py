@@ -1,4 +1,4 @@
-"""Fills events_log by statements on the server: rows like those that come in, spread over the last month."""
+"""Fills events_log by statements on the server: rows like those that come in, spread evenly over the time until now."""
 
 import shutil
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import psycopg
 
 from bench.errors import BenchError
-from bench.world import Server, World
+from bench.world import World
 
 _CHUNK_ROWS = 250_000
 # A row of the table with half-empty pages and its two index entries, and the log that is written meanwhile.
@@ -30,7 +30,7 @@ FROM (
         md5((n / 7)::text)::uuid::text AS session, md5((n / 40)::text)::uuid::text AS visitor, path,
         'https://shop.example.com' || path AS url
     FROM (
-        SELECT n, %(month)s * (1 - n::float8 / %(rows)s) AS age,
+        SELECT n, %(span)s * (1 - n::float8 / %(rows)s) AS age,
             '/products/' || n %% 5000 || '/a-product-like-any-other' AS path
         FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n
     ) AS numbered
@@ -38,20 +38,23 @@ FROM (
 """
 
 
-def fill(world: World, server: Server, rows: int, tell: Callable[[str], None]) -> None:
+def fill(
+    world: World, conninfo: str, rows: int, tell: Callable[[str], None], *, seconds: float = _MONTH_SECONDS
+) -> None:
     """Store so many rows, and leave the table at rest: vacuumed, analysed, written out. Raises BenchError."""
-    _check_room(world, rows)
+    check_room(world, rows)
     tell(f"  filling the table with {rows:,} rows")
-    with psycopg.connect(server.conninfo, autocommit=True) as conn:
+    with psycopg.connect(conninfo, autocommit=True) as conn:
         conn.execute("SET synchronous_commit = off")
         for first in range(1, rows + 1, _CHUNK_ROWS):
             last = min(first + _CHUNK_ROWS - 1, rows)
-            conn.execute(_FILL, {"month": _MONTH_SECONDS, "rows": rows, "first": first, "last": last})
+            conn.execute(_FILL, {"span": seconds, "rows": rows, "first": first, "last": last})
         conn.execute("VACUUM (ANALYZE) events_log")
         conn.execute("CHECKPOINT")
 
 
-def _check_room(world: World, rows: int) -> None:
+def check_room(world: World, rows: int) -> None:
+    """Raise BenchError where the disk has too little room for so many rows."""
     needed = rows * _ROW_BYTES + _SPARE_BYTES
     free = shutil.disk_usage(world.directory).free
     if free < needed:

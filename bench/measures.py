@@ -4,18 +4,16 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import psutil
-
-from bench import load
+from bench import exports, load
 from bench.errors import BenchError
 from bench.filling import fill
 from bench.load import Answers
+from bench.plan import Plan, load_now
 from bench.report import Bound, Row
-from bench.runs import Pace, alternate, measured, rows_checked
+from bench.runs import alternate, measured, rows_checked
 from bench.servers import Kind
 from bench.world import Body, Server, World
 
@@ -25,20 +23,9 @@ _LOOK_SECONDS = 0.2
 _FIRST_MINUTE_SECONDS = 60
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is measured and how: the pace of the runs, rows in the full table and in the export, minutes of load."""
-
-    pace: Pace
-    rows: int
-    export_rows: int
-    minutes: float
-    tell: Callable[[str], None]
-
-
 def single(world: World, plan: Plan) -> list[Row]:
     """One event a request, against a route that does nothing and against the same route without storing."""
-    row = partial(Row, unit="requests/s", load_before=_load_now())
+    row = partial(Row, unit="requests/s", load_before=load_now())
     durable, no_op, checks = _rates(world, plan, (Kind.DURABLE, Kind.NO_OP, Kind.CHECKS), world.single)
     return [
         row(
@@ -58,7 +45,7 @@ def single(world: World, plan: Plan) -> list[Row]:
 
 def batch(world: World, plan: Plan) -> list[Row]:
     """Twenty events a request, against the same route without storing."""
-    row = partial(Row, unit="events/s", load_before=_load_now())
+    row = partial(Row, unit="events/s", load_before=load_now())
     durable, checks = _rates(world, plan, (Kind.DURABLE, Kind.CHECKS), world.batch)
     return [
         row(
@@ -72,7 +59,7 @@ def batch(world: World, plan: Plan) -> list[Row]:
 
 def insert(world: World, plan: Plan) -> list[Row]:
     """One event a request, against one INSERT and commit a request."""
-    row = partial(Row, unit="requests/s", load_before=_load_now())
+    row = partial(Row, unit="requests/s", load_before=load_now())
     durable, inserted = _rates(world, plan, (Kind.DURABLE, Kind.INSERT), world.single)
     return [
         row(
@@ -86,9 +73,9 @@ def insert(world: World, plan: Plan) -> list[Row]:
 
 def full_table(world: World, plan: Plan) -> list[Row]:
     """One event a request into a full table, against an empty one."""
-    load_before = _load_now()
+    load_before = load_now()
     with world.server(Kind.DURABLE) as full, world.server(Kind.DURABLE) as empty:
-        fill(world, full, plan.rows, plan.tell)
+        fill(world, full.conninfo, plan.rows, plan.tell)
         rounds = alternate([full, empty], world.single, plan.pace, plan.tell)
     row = partial(Row, load_before=load_before)
     table = f"table of {plan.rows:,} rows / empty table"
@@ -112,14 +99,14 @@ def full_table(world: World, plan: Plan) -> list[Row]:
 
 def export(world: World, plan: Plan) -> list[Row]:
     """A third of full load while the worker exports a million rows, against the same load without."""
-    load_before = _load_now()
+    load_before = load_now()
     pairs = []
     with world.server(Kind.DURABLE) as server:
         load.run(server.url, world.single.path, seconds=plan.pace.warm_up_seconds)
         third = measured(server, world.single, plan.pace.seconds).per_second / 3
         plan.tell(f"  a third of full load: {third:.0f} requests/s")
         for number in range(1, plan.pace.rounds + 1):
-            fill(world, server, plan.export_rows, plan.tell)
+            fill(world, server.conninfo, plan.export_rows, plan.tell)
             alone = measured(server, world.single, plan.pace.seconds, per_second=third)
             beside = _beside_export(server, world.single, plan.export_rows, third)
             plan.tell(f"  {number}/{plan.pace.rounds}: {_p99(alone)} without, {_p99(beside)} beside the export")
@@ -138,7 +125,7 @@ def export(world: World, plan: Plan) -> list[Row]:
 
 def memory(world: World, plan: Plan) -> list[Row]:
     """The worker's resident memory after minutes of full load, against after the first of them."""
-    load_before = _load_now()
+    load_before = load_now()
     with world.server(Kind.DURABLE) as server:
         figures = []
         for seconds in (_FIRST_MINUTE_SECONDS, (plan.minutes - 1) * 60):
@@ -164,6 +151,9 @@ MEASURES: Mapping[str, Callable[[World, Plan], list[Row]]] = {
     "table": full_table,
     "export": export,
     "memory": memory,
+    "export-rate": exports.rate,
+    "export-memory": exports.memory,
+    "export-table": exports.beside_exported,
 }
 
 
@@ -203,7 +193,3 @@ def _check_export(status: int, report: Any, rows: int) -> None:
 
 def _p99(answers: Answers) -> str:
     return f"p99 {answers.p99_ms:.0f} ms"
-
-
-def _load_now() -> float:
-    return psutil.getloadavg()[0]

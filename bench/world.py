@@ -108,22 +108,36 @@ class World:
         return version.partition(" ")[0]
 
     @contextmanager
-    def server(self, kind: Kind) -> Iterator[Server]:
-        """Run a server on an empty database of its own until the block ends."""
+    def database(self, *, like: str = "") -> Iterator[str]:
+        """Lend a database until the block ends, by its connection string: empty, or a copy of one that nobody uses."""
         name = f"bench_{uuid4().hex[:12]}"
+        # The copy as files, not as a log of every page: what is measured then starts with a log at rest.
+        source = f"TEMPLATE {psycopg.conninfo.conninfo_to_dict(like)['dbname']} STRATEGY file_copy" if like else ""
         with psycopg.connect(self._postgres.conninfo, autocommit=True) as admin:
-            admin.execute(f"CREATE DATABASE {name}")
+            admin.execute(f"CREATE DATABASE {name} {source}")
         conninfo = psycopg.conninfo.make_conninfo(self._postgres.conninfo, dbname=name)
-        with psycopg.connect(conninfo) as conn:
-            migrate(conn)
         try:
-            with _process(kind, self.directory / name, conninfo) as (process, port):
-                server = Server(port, process.pid, conninfo, stores=kind.stores)
-                self._wait_until_ready(server, process)
-                yield server
+            if not like:
+                with psycopg.connect(conninfo) as conn:
+                    migrate(conn)
+            yield conninfo
         finally:
             with psycopg.connect(self._postgres.conninfo, autocommit=True) as admin:
                 admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def server(self, kind: Kind) -> Iterator[Server]:
+        """Run a server on an empty database of its own until the block ends."""
+        with self.database() as conninfo, _process(kind, self.new_directory(), conninfo) as (process, port):
+            server = Server(port, process.pid, conninfo, stores=kind.stores)
+            self._wait_until_ready(server, process)
+            yield server
+
+    def new_directory(self) -> Path:
+        """Make a directory that is nobody else's."""
+        directory = self.directory / uuid4().hex[:12]
+        directory.mkdir()
+        return directory
 
     def _wait_until_ready(self, server: Server, process: "subprocess.Popen[bytes]") -> None:
         """Wait until it takes an event; a refusal that time does not heal is reported."""

@@ -15,7 +15,9 @@ import pytest
 from conftest import store_events
 
 from appliance.errors import BatchChangedError, DatabaseUnavailableError
+from appliance.export.files import HashedFile
 from appliance.export.objects import object_key, write_objects
+from appliance.store import reading
 from appliance.store.database import Database
 from appliance.store.ledger import Batch, Key, ObjectRecord
 from appliance.store.ranges import Range
@@ -165,6 +167,28 @@ def test_an_object_that_is_given_up_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("broken", [1, 2])
+def test_an_object_that_cannot_be_written_is_not_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    """Whether the disk is full while rows still come, or when the last of them is written."""
+    written: list[int] = []
+    write_for_real = HashedFile.write
+
+    def fail(file: HashedFile, data: Any) -> int:
+        written.append(len(data))
+        if len(written) == broken:
+            raise OSError("no space left on device")
+        return write_for_real(file, data)
+
+    monkeypatch.setattr(HashedFile, "write", fail)
+    line = "x" * (1 << 20) + "\n"
+    rows = record_batch([("2026-03-04 08 +shop", line, None)])
+    with pytest.raises(OSError, match="no space left"):
+        write([rows], make_batch(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Keys
 
@@ -220,6 +244,41 @@ def test_rows_come_by_site_hour_and_id_and_fall_into_partitions(conn: Conn, conn
     for _, content in written:
         ids = [line["id"] for line in lines_of([(written[0][0], content)])]
         assert ids == sorted(ids)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_rows_that_lie_in_order_are_the_same_bytes_however_they_are_read(
+    conn: Conn, conninfo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    for site, hour in ((None, 0), (None, 2), ("blog", 1), ("blog", 1), ("shop", 0), ("shop", 3)):
+        put_by_hand(conn, site_id=site, created_at=NOON + timedelta(hours=hour))
+    batch = make_batch(compression)
+    with rows_of(conninfo, sealed_batch(6)) as batches:
+        expected = write(batches, batch, tmp_path)
+    assert len(expected) == 5
+    monkeypatch.setattr(reading, "_BY_ID", reading._BY_SITE_AND_HOUR)  # noqa: SLF001 - as if they lay in disorder
+    with rows_of(conninfo, sealed_batch(6)) as batches:
+        assert write(batches, batch, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        pytest.param([("shop", 0), ("blog", 0)], id="sites"),
+        pytest.param([("shop", 1), ("shop", 0)], id="hours"),
+        pytest.param([("shop", 0), ("shop", 1), ("shop", 0)], id="one row too late"),
+        pytest.param([("shop", 0), (None, 1)], id="no site last"),
+        pytest.param([("a", 0), ("B", 0)], id="capitals, in another order in most languages"),
+    ],
+)
+def test_rows_that_lie_in_disorder_are_put_in_order(
+    conn: Conn, conninfo: str, tmp_path: Path, places: list[tuple[str | None, int]]
+) -> None:
+    for site, hour in places:
+        put_by_hand(conn, site_id=site, created_at=NOON + timedelta(hours=hour))
+    lines = lines_of(export(conninfo, len(places), tmp_path))
+    found = [(line["site_id"] or "", line["created_at"], line["id"]) for line in lines]
+    assert found == sorted(found)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Record batches -> the bytes of one object: JSON lines, CSV or Parquet. The same rows always make the same bytes.
 
 Encoders of text and of Parquet cut what they are given into pieces of their own: a compressor, or a row group, must not
-depend on the pieces in which rows arrive.
+depend on the pieces in which rows arrive. They work in a thread of their own: compressing takes as long as reading.
 """
 
 import zlib
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from appliance.export.files import ArrowSink, HashedFile
@@ -17,6 +19,8 @@ _COMPRESSIONS = {"gzip": ".gz", "zstd": ".zst", "none": ""}
 _PIECE_BYTES = 1 << 20
 _GZIP_LEVEL = 6
 _GZIP_WINDOW_BITS = 31  # 15 for the largest window, 16 for a gzip header (with no time in it)
+# Record batches that wait to be encoded: as many as come in (about 1 MB each) while a row group is written.
+_MOST_WAITING = 16
 # A row group is what a reader of Parquet holds in memory, and the writer too.
 _GROUP_ROWS = 65_536
 _GROUP_BYTES = 32 << 20
@@ -34,17 +38,43 @@ class Encoder(Protocol):
         """Write what is left, and leave the file open."""
 
 
+class Encoding:
+    """An encoder at work in a thread of its own, one record batch after the other."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._waiting: deque[Future[None]] = deque()
+
+    def write(self, record_batch: Any, offsets: Sequence[int], start: int, end: int) -> None:
+        """Append rows soon. Raises what went wrong with earlier ones."""
+        while len(self._waiting) >= _MOST_WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._encoder.write, record_batch, offsets, start, end))
+
+    def close(self) -> None:
+        """Write what is left, and leave the file open."""
+        while self._waiting:
+            self._waiting.popleft().result()
+        self._encoder.close()
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the file alone from now on."""
+        self._thread.shutdown(cancel_futures=True)
+
+
 def extension(batch: Batch) -> str:
     """Return how the names of a batch's objects end, without the first dot."""
     return batch.format if batch.format == "parquet" else f"{batch.format}{_COMPRESSIONS[batch.compression]}"
 
 
-def encoder(batch: Batch, file: HashedFile) -> Encoder:
+def encoder(batch: Batch, file: HashedFile) -> Encoding:
     """Return what writes an object of this batch."""
     if batch.format == "parquet":
-        return _Parquet(file, batch.compression)
+        return Encoding(_Parquet(file, batch.compression))
     header = _csv_header() if batch.format == "csv" else b""
-    return _Text(_COMPRESSORS[batch.compression](file), header)
+    return Encoding(_Text(_COMPRESSORS[batch.compression](file), header))
 
 
 def row_offsets(record_batch: Any) -> Sequence[int]:

@@ -145,4 +145,5 @@ class _Writer:
         return MadeObject(record, local)
 
     def discard(self) -> None:
+        self._encoder.stop()
         self._file.abandon()

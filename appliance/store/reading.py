@@ -13,8 +13,19 @@ from appliance.store.events import EXPORTED_COLUMNS
 from appliance.store.ledger import Batch
 from appliance.store.ranges import where
 
-# The partition in one sortable text: date, hour, and the site behind "+"; "-" alone is a row without a site. Arrival
-# decides the hour; a row put there by hand may lack it.
+# Arrival decides the hour; a row put there by hand may lack it.
+_SITE = sql.SQL('e.site_id COLLATE "C"')
+_HOUR = sql.SQL("date_trunc('hour', coalesce(e.created_at, e.timestamp))")
+# How many rows there are, and whether in the order of their ids they go through one site and hour after the other.
+_GROUND = """
+    SELECT coalesce(sum(number), 0)::bigint, coalesce(bool_and(first > last_before), TRUE)
+    FROM (
+        SELECT count(*) AS number, min(e.id) AS first,
+            lag(max(e.id)) OVER (ORDER BY {site} NULLS FIRST, {hour}) AS last_before
+        FROM events_log e WHERE {condition} GROUP BY {site}, {hour}
+    ) AS groups
+"""
+# The partition in one sortable text: date, hour, and the site behind "+"; "-" alone is a row without a site.
 _ROWS = """
     SELECT
         CASE WHEN isfinite(coalesce(r.created_at, r.timestamp))
@@ -22,8 +33,21 @@ _ROWS = """
             || CASE WHEN r.site_id IS NULL THEN ' -' ELSE ' +' || r.site_id END AS partition,
         {event_time} AS event_time,
         {content}
-    FROM (SELECT {columns} FROM events_log e WHERE {condition}) AS r
-    ORDER BY r.site_id COLLATE "C" NULLS FIRST, date_trunc('hour', coalesce(r.created_at, r.timestamp)), r.id
+    FROM {source}
+"""
+# Both begin to send at once: sorting whole rows would take as long as reading them, and their room on the disk.
+_BY_ID = """
+    (SELECT {columns} FROM events_log e WHERE {condition}) AS r
+    ORDER BY r.id
+"""
+_BY_SITE_AND_HOUR = """
+    (
+        SELECT e.id AS row_id, {site} AS site, {hour} AS hour
+        FROM events_log e WHERE {condition}
+        ORDER BY 2 NULLS FIRST, 3, 1 OFFSET 0
+    ) AS sorted
+    CROSS JOIN LATERAL (SELECT {columns} FROM events_log e WHERE e.id = sorted.row_id OFFSET 0) AS r
+    ORDER BY sorted.site NULLS FIRST, sorted.hour, sorted.row_id
 """
 _COLUMNS = sql.SQL(", ").join(sql.Identifier(column) for column in EXPORTED_COLUMNS)
 # Python copies each piece without letting any other thread run: smaller ones keep requests waiting for less.
@@ -52,12 +76,12 @@ def rows_of(conninfo: str, batch: Batch) -> Iterator[Iterator[Any]]:
     """
     # Only exports need Arrow: the collector starts without it.
     import adbc_driver_postgresql.dbapi as adbc  # noqa: PLC0415
+    import pyarrow as pa  # noqa: PLC0415
 
-    condition = where(batch.ranges)
-    count = sql.SQL("SELECT count(*) FROM events_log e WHERE {}").format(condition).as_string()
-    rows = sql.SQL(_ROWS).format(
-        event_time=_in_range("timestamp"), content=_content(batch), columns=_COLUMNS, condition=condition
-    )
+    # Arrow's own keeps tens of MB more for itself when threads hand rows to each other.
+    pa.set_memory_pool(pa.system_memory_pool())
+    parts = {"condition": where(batch.ranges), "columns": _COLUMNS, "site": _SITE, "hour": _HOUR}
+    ground = sql.SQL(_GROUND).format(**parts)
     try:
         with adbc.connect(make_conninfo(conninfo, client_encoding="UTF8")) as connection, connection.cursor() as cursor:
             for pin in ("ISOLATION LEVEL REPEATABLE READ", "READ ONLY"):
@@ -67,11 +91,12 @@ def rows_of(conninfo: str, batch: Batch) -> Iterator[Iterator[Any]]:
             cursor.execute("SET LOCAL datestyle = 'ISO, MDY'")
             _let_others_go_first(cursor)
             cursor.adbc_statement.set_options(**{_PIECE_OPTION: str(_PIECE_BYTES)})
-            cursor.execute(count)
-            found = cursor.fetchone()[0]
+            cursor.execute(ground.as_string())
+            found, in_order = cursor.fetchone()
             if found != batch.row_count:
                 raise BatchChangedError(f"{batch.row_count} rows were sealed, {found} are there now")
-            cursor.execute(rows.as_string())
+            source = sql.SQL(_BY_ID if in_order else _BY_SITE_AND_HOUR).format(**parts)
+            cursor.execute(_rows(batch, source).as_string())
             yield _guarded(cursor.fetch_record_batch())
     except adbc.Error as error:
         raise DatabaseUnavailableError(f"reading the batch failed: {error}") from error
@@ -84,6 +109,10 @@ def _let_others_go_first(cursor: Any) -> None:
     pid, is_local = cursor.fetchone()
     if is_local:
         step_back_postgres(pid)
+
+
+def _rows(batch: Batch, source: sql.Composable) -> sql.Composable:
+    return sql.SQL(_ROWS).format(event_time=_in_range("timestamp"), content=_content(batch), source=source)
 
 
 def _content(batch: Batch) -> sql.Composable:
