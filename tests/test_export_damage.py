@@ -14,6 +14,8 @@ from appliance.export import formats, job
 from appliance.store import runs
 from appliance.store.database import Database
 
+# So much that a better compressor has something to do.
+TEXT = json.dumps({"text": "to be or not to be " * 9})
 FORGET = (
     "TRUNCATE export_ranges, export_objects, export_deliveries, export_batches, export_coverage, export_marks;"
     "UPDATE installation SET id = gen_random_uuid(); UPDATE events_log SET exported_at = NULL"
@@ -54,7 +56,7 @@ def test_a_fresh_ledger_on_a_bucket_with_history_stops_and_changes_not_one_byte(
     before = world.everything()
     store_events(world.db, 2)
     for _ in range(3):
-        with pytest.raises(BucketAheadError, match=r"is ahead: .*choose another prefix or bucket"):
+        with pytest.raises(BucketAheadError, match=r"is ahead: .* restore from it .*, or choose another prefix$"):
             world.export()
         assert world.everything() == before
     assert "is ahead" in runs.latest(world.conn, limit=1)[0].message
@@ -149,7 +151,7 @@ def test_an_upgrade_that_makes_other_bytes_finishes_what_was_begun(
 ) -> None:
     # Each of two objects is put to client and vault in turn, then the manifest: so the first, the second, the fifth.
     monkeypatch.setattr(job, "OBJECT_ROWS", 20)
-    store_events(world.db, 30, raw_event_data=json.dumps({"text": "to be or not to be " * 9}))
+    store_events(world.db, 30, raw_event_data=TEXT)
     crash(world, at)
     before = world.everything()
     assert sum(map(len, before.values())) == at - 1
@@ -158,6 +160,43 @@ def test_an_upgrade_that_makes_other_bytes_finishes_what_was_begun(
     assert not world.export().failed
     assert all(before[name].items() <= world.contents(name).items() for name in before)
     world.check()
+
+
+def test_after_an_upgrade_while_every_bucket_is_down_the_manifests_name_what_then_stands(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "OBJECT_ROWS", 20)
+    monkeypatch.setattr(job, "BATCH_ROWS", 25)
+    store_events(world.db, 40, raw_event_data=TEXT)
+    assert fail(world).failed
+    assert fail(world).failed
+    monkeypatch.setattr(formats, "_GZIP_LEVEL", 1)
+    assert not world.export().failed
+    assert len(world.check()) == 2
+
+
+def test_a_manifest_that_a_delivered_one_follows_is_not_made_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.jobs["acme"] = {"client": "client"}
+    store_events(world.db, 30, raw_event_data=TEXT)
+    assert fail(world).failed
+    world.jobs["acme"] = {"client": "vault"}
+    for _ in range(2):
+        store_events(world.db, 2)
+        fail(world, "client")
+        monkeypatch.setattr(formats, "_GZIP_LEVEL", 1)
+    report = world.export()
+    assert "batch acme 1: its rows make another object now, and no bucket has" in report.summary
+    assert world.contents("client") == {}
+    query = "SELECT manifest_sha256 FROM export_batches ORDER BY sequence"
+    kept = [sha256 for (sha256,) in world.conn.execute(query)]
+    standing = [data for key, data in sorted(world.contents("vault").items()) if "_manifests" in key]
+    assert [json.loads(text)["previous_sha256"] for text in standing] == kept[:2]
+    # The version that sealed it can still deliver it.
+    monkeypatch.setattr(formats, "_GZIP_LEVEL", 6)
+    assert not world.export().failed
+    assert exported_ids(world.contents("client")).total() == 30
 
 
 # ---------------------------------------------------------------------------------------------------------------------
