@@ -14,12 +14,14 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import S3Server, make_settings
+from psycopg.conninfo import make_conninfo
 
 from appliance.config import Settings
 from appliance.export.buckets import Bucket, Listed
 from appliance.export.files import LocalObject
 from appliance.export.job import Exporter
 from appliance.store.database import Connection, Database
+from appliance.store.embedded import EmbeddedPostgres
 
 Contents = dict[str, bytes]
 # Every object and manifest of which the ledger says that a bucket has it.
@@ -86,6 +88,22 @@ class World:
         return manifests
 
 
+@contextmanager
+def database(postgres: EmbeddedPostgres, template: str, name: str) -> Iterator[None]:
+    """Make a copy of a database, of which nobody may have a connection."""
+    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def world_of(postgres: EmbeddedPostgres, name: str, s3: S3Server, directory: Path) -> Iterator[World]:
+    conninfo = make_conninfo(postgres.conninfo, dbname=name)
+    with Database(conninfo) as db, psycopg.connect(conninfo, autocommit=True) as conn:
+        yield World(db, conn, s3, directory)
+
+
 def exported_lines(contents: Contents) -> list[dict[str, Any]]:
     objects = [gzip.decompress(data) for key, data in sorted(contents.items()) if key.endswith(".gz")]
     return [json.loads(line) for data in objects for line in data.splitlines()]
@@ -95,18 +113,19 @@ def exported_ids(contents: Contents) -> Counter[str]:
     return Counter(line["event_id"] for line in exported_lines(contents))
 
 
-def chain(contents: Contents, prefix: str = "raw") -> list[dict[str, Any]]:
+def chain(contents: Contents, prefix: str = "raw", *, job: str = "acme") -> list[dict[str, Any]]:
     """Return the manifests after proving that they name all there is, in an unbroken chain."""
-    keys = sorted(key for key in contents if "/_manifests/" in key)
+    keys = sorted(key for key in contents if "_manifests/" in key)
+    below = f"{prefix}/" if prefix else ""
     before, named, manifests = None, set(keys), []
     for sequence, key in enumerate(keys, 1):
-        assert key == f"{prefix}/_manifests/acme/{sequence:010d}.json"
+        assert key == f"{below}_manifests/{job}/{sequence:010d}.json"
         manifest = json.loads(contents[key])
         assert (manifest["sequence"], manifest["previous_sha256"]) == (sequence, before)
         for entry in manifest["objects"]:
-            content = contents[f"{prefix}/{entry['key']}"]
+            content = contents[f"{below}{entry['key']}"]
             assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
-            named.add(f"{prefix}/{entry['key']}")
+            named.add(f"{below}{entry['key']}")
         assert sum(entry["row_count"] for entry in manifest["objects"]) == manifest["row_count"]
         before = hashlib.sha256(contents[key]).hexdigest()
         manifests.append(manifest)

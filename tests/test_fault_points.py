@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import psycopg
 import pytest
 from calls import Blow, Calls, bucket_door, postgres_door
 from conftest import S3Server, store_events
-from exporting import Contents, World, crash
+from exporting import Contents, World, crash, database, world_of
 from forks import SMALL_AND_HASTY, Forks, forks
 from psycopg.conninfo import make_conninfo
 
@@ -83,21 +82,6 @@ def start(postgres: EmbeddedPostgres, s3: S3Server, tmp_path_factory: pytest.Tem
             contents = world.everything()
         assert [len(objects) for objects in contents.values()] == [1, 1]
         yield Start(name, contents)
-
-
-@contextmanager
-def database(postgres: EmbeddedPostgres, template: str, name: str) -> Iterator[None]:
-    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        yield
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@contextmanager
-def world_of(postgres: EmbeddedPostgres, name: str, s3: S3Server, directory: Path) -> Iterator[World]:
-    conninfo = make_conninfo(postgres.conninfo, dbname=name)
-    with Database(conninfo) as db, psycopg.connect(conninfo, autocommit=True) as conn:
-        yield World(db, conn, s3, directory)
 
 
 @contextmanager
