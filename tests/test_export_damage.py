@@ -20,11 +20,6 @@ FORGET = (
     "TRUNCATE export_ranges, export_objects, export_deliveries, export_batches, export_coverage, export_marks;"
     "UPDATE installation SET id = gen_random_uuid(); UPDATE events_log SET exported_at = NULL"
 )
-RESTORE = (
-    "DELETE FROM export_ranges WHERE sequence > 1; DELETE FROM export_objects WHERE sequence > 1;"
-    "DELETE FROM export_deliveries WHERE sequence > 1; DELETE FROM export_batches WHERE sequence > 1;"
-    "UPDATE export_coverage SET sealed_to = 2"
-)
 
 
 @pytest.fixture
@@ -60,17 +55,6 @@ def test_a_fresh_ledger_on_a_bucket_with_history_stops_and_changes_not_one_byte(
             world.export()
         assert world.everything() == before
     assert "is ahead" in runs.latest(world.conn, limit=1)[0].message
-
-
-def test_a_ledger_restored_from_an_older_backup_stops_where_the_bucket_goes_on(world: World) -> None:
-    for _ in range(3):
-        store_events(world.db, 2)
-        world.export()
-    before = world.everything()
-    world.conn.execute(RESTORE)
-    with pytest.raises(BucketAheadError):
-        world.export()
-    assert world.everything() == before
 
 
 def test_choosing_another_prefix_as_the_message_says_lets_the_job_go_on(world: World) -> None:
