@@ -11,6 +11,7 @@ from exporting import CrashError, World, chain, crash, exported_ids, exported_li
 
 from appliance.errors import BatchChangedError, BucketAheadError, BucketError
 from appliance.export import formats, job
+from appliance.export.verify import Verification, repair
 from appliance.store import runs
 from appliance.store.database import Database
 
@@ -181,6 +182,21 @@ def test_a_manifest_that_a_delivered_one_follows_is_not_made_again(
     monkeypatch.setattr(formats, "_GZIP_LEVEL", 6)
     assert not world.export().failed
     assert exported_ids(world.contents("client")).total() == 30
+
+
+def test_a_repair_after_an_upgrade_puts_nothing_that_its_manifest_does_not_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.jobs["acme"] = {"client": "client"}
+    store_events(world.db, 30, raw_event_data=TEXT)
+    assert not world.export().failed
+    for key in world.contents("client"):
+        world.s3.client().delete_object(Bucket=world.names["client"], Key=key)
+    monkeypatch.setattr(formats, "_GZIP_LEVEL", 1)
+    means = world.exporter().means
+    (left,) = set(repair(means, Verification(means, "acme").run()))
+    assert "batch acme 1: its rows make another object now, and no bucket has" in left
+    assert world.contents("client") == {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
