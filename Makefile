@@ -75,7 +75,8 @@ spark-test: $(VENV)/.installed-spark
 	$(BIN)/pytest -m spark $(ARGS)
 
 torture: install
-	TORTURE_ROUNDS=30 OUTAGE_SECONDS=60 $(BIN)/pytest -s tests/test_torture.py $(ARGS)
+	TORTURE_ROUNDS=30 OUTAGE_SECONDS=60 FAULT_POINTS=all $(BIN)/pytest -s tests/test_torture.py \
+	    tests/test_fault_points.py $(ARGS)
 
 bench: install
 	$(BIN)/python -m bench $(ARGS)

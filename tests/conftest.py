@@ -187,14 +187,7 @@ class S3Server:
         }
 
     def client(self) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
-        )
+        return _s3_client(self.endpoint)
 
     def objects(self, bucket: str) -> dict[str, bytes]:
         """Return every object of a bucket, read through the S3 API."""
@@ -204,6 +197,18 @@ class S3Server:
             for entry in page.get("Contents", []):
                 found[entry["Key"]] = client.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
         return found
+
+
+@cache
+def _s3_client(endpoint: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
+    )
 
 
 @pytest.fixture(scope="session")

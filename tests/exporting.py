@@ -14,13 +14,24 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import S3Server, make_settings
+from psycopg.conninfo import make_conninfo
 
+from appliance.config import Settings
 from appliance.export.buckets import Bucket, Listed
 from appliance.export.files import LocalObject
 from appliance.export.job import Exporter
 from appliance.store.database import Connection, Database
+from appliance.store.embedded import EmbeddedPostgres
 
 Contents = dict[str, bytes]
+# Every object and manifest of which the ledger says that a bucket has it.
+CLAIMS = """
+    SELECT bucket, prefix || '/' || o.key, o.sha256
+    FROM export_deliveries d JOIN export_objects o USING (job, sequence) WHERE state = 'delivered'
+    UNION ALL
+    SELECT bucket, prefix || '/_manifests/' || job || '/' || lpad(sequence::text, 10, '0') || '.json', manifest_sha256
+    FROM export_deliveries d JOIN export_batches b USING (job, sequence) WHERE d.state = 'delivered'
+"""
 # Surrounds a call of a bucket, of which it is told the name.
 Step = Callable[[str], AbstractContextManager[None]]
 
@@ -34,11 +45,11 @@ class World:
         self.tables = {name: s3.settings(bucket, prefix="raw") for name, bucket in self.names.items()}
         self.jobs: dict[str, Any] = {"acme": {"sites": ["*"], "client": "client", "backup": "vault"}}
 
+    def settings(self) -> Settings:
+        return make_settings(server={"data_dir": str(self.directory / "data")}, buckets=self.tables, exports=self.jobs)
+
     def exporter(self, *, db: Database | None = None, stopping: threading.Event | None = None) -> Exporter:
-        settings = make_settings(
-            server={"data_dir": str(self.directory / "data")}, buckets=self.tables, exports=self.jobs
-        )
-        return Exporter(settings, db or self.db, conninfo=self.db.conninfo, stopping=stopping)
+        return Exporter(self.settings(), db or self.db, conninfo=self.db.conninfo, stopping=stopping)
 
     def export(self, name: str = "acme") -> Any:
         return self.exporter().run(name)
@@ -54,6 +65,18 @@ class World:
     def rows(self) -> Counter[str]:
         return Counter(str(row[0]) for row in self.conn.execute("SELECT event_id FROM events_log"))
 
+    def check_claims(self) -> None:
+        """Hold what ledger and table say is delivered against the buckets, however far a run has come."""
+        claimed = self.conn.execute(CLAIMS).fetchall()
+        marked = {
+            str(row[0]) for row in self.conn.execute("SELECT event_id FROM events_log WHERE exported_at IS NOT NULL")
+        }
+        for name in self.names:
+            standing = self.contents(name)
+            for key, sha256 in ((key, sha256) for bucket, key, sha256 in claimed if bucket == name):
+                assert hashlib.sha256(standing[key]).hexdigest() == sha256
+            assert marked <= exported_ids(standing).keys()
+
     def check(self) -> list[dict[str, Any]]:
         """Hold both buckets against the table: each event once, byte-equal, an unbroken chain. Return the manifests."""
         client, vault = self.contents("client"), self.contents("vault")
@@ -61,8 +84,24 @@ class World:
         assert exported_ids(client) == self.rows()
         manifests = chain(client)
         assert sum(manifest["row_count"] for manifest in manifests) == self.rows().total()
-        assert not list((self.directory / "data" / "tmp").iterdir())
+        assert not list(self.directory.glob("data/tmp/*"))
         return manifests
+
+
+@contextmanager
+def database(postgres: EmbeddedPostgres, template: str, name: str) -> Iterator[None]:
+    """Make a copy of a database, of which nobody may have a connection."""
+    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def world_of(postgres: EmbeddedPostgres, name: str, s3: S3Server, directory: Path) -> Iterator[World]:
+    conninfo = make_conninfo(postgres.conninfo, dbname=name)
+    with Database(conninfo) as db, psycopg.connect(conninfo, autocommit=True) as conn:
+        yield World(db, conn, s3, directory)
 
 
 def exported_lines(contents: Contents) -> list[dict[str, Any]]:
@@ -74,18 +113,19 @@ def exported_ids(contents: Contents) -> Counter[str]:
     return Counter(line["event_id"] for line in exported_lines(contents))
 
 
-def chain(contents: Contents, prefix: str = "raw") -> list[dict[str, Any]]:
+def chain(contents: Contents, prefix: str = "raw", *, job: str = "acme") -> list[dict[str, Any]]:
     """Return the manifests after proving that they name all there is, in an unbroken chain."""
-    keys = sorted(key for key in contents if "/_manifests/" in key)
+    keys = sorted(key for key in contents if "_manifests/" in key)
+    below = f"{prefix}/" if prefix else ""
     before, named, manifests = None, set(keys), []
     for sequence, key in enumerate(keys, 1):
-        assert key == f"{prefix}/_manifests/acme/{sequence:010d}.json"
+        assert key == f"{below}_manifests/{job}/{sequence:010d}.json"
         manifest = json.loads(contents[key])
         assert (manifest["sequence"], manifest["previous_sha256"]) == (sequence, before)
         for entry in manifest["objects"]:
-            content = contents[f"{prefix}/{entry['key']}"]
+            content = contents[f"{below}{entry['key']}"]
             assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
-            named.add(f"{prefix}/{entry['key']}")
+            named.add(f"{below}{entry['key']}")
         assert sum(entry["row_count"] for entry in manifest["objects"]) == manifest["row_count"]
         before = hashlib.sha256(contents[key]).hexdigest()
         manifests.append(manifest)

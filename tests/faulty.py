@@ -39,6 +39,8 @@ class Faulty:
 
     upstream: str
     faults: list[Fault] = field(default_factory=list)
+    # Asked first, with `METHOD path`: what happens to this request, if anything.
+    choose: Callable[[str], Fault | None] = lambda _request: None
     seen: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
@@ -50,7 +52,10 @@ class Faulty:
         return sum(bool(re.search(pattern, request)) for request in self.seen)
 
     def fault_for(self, request: str) -> Fault:
-        """Return the first fault that is left for the request, and use it up."""
+        """Return what is chosen for the request, or the first fault that is left for it, and use that up."""
+        chosen = self.choose(request)
+        if chosen is not None:
+            return chosen
         with self.lock:
             self.seen.append(request)
             for fault in self.faults:
@@ -61,9 +66,11 @@ class Faulty:
 
 
 @contextmanager
-def faulty(upstream: str, *faults: Fault) -> Iterator[Faulty]:
+def faulty(
+    upstream: str, *faults: Fault, choose: Callable[[str], Fault | None] = lambda _request: None
+) -> Iterator[Faulty]:
     """Run the proxy."""
-    proxy = Faulty(upstream, list(faults))
+    proxy = Faulty(upstream, list(faults), choose)
     handler = type("Handler", (_Handler,), {"proxy": proxy})
     with _Server(("127.0.0.1", 0), handler) as server:
         proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -105,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault.request_cut is not None:
-            self.rfile.read(fault.request_cut)
+            self.rfile.read(min(fault.request_cut, int(self.headers.get("Content-Length", 0))))
             self._end(reset=True)
             return
         body = self._body()

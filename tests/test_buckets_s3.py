@@ -374,6 +374,7 @@ def test_the_permissions_that_an_option_needs_are_named_too(
 READING: dict[str, tuple[list[Fault], str]] = {
     "cut off": ([Fault("^GET", cut=400)], "broke off: the next run tries again"),
     "reset": ([Fault("^GET", cut=400, reset=True)], "broke off: the next run tries again"),
+    "cut within the head": ([Fault("^GET", cut=17)], "answered what is not S3, or half of it"),
     "no such bucket": (refuse(404, "NoSuchBucket"), "create the bucket"),
     "archived": (refuse(403, "InvalidObjectState"), "cannot be read at once: correct `storage_class`"),
     "changed": ([Fault("^GET", edit=lambda answer: answer[:-2] + b"!\n")], "do not match their checksum"),
@@ -400,8 +401,13 @@ def test_an_object_that_comes_damaged_is_no_object(  # noqa: PLR0913, PLR0917
 
 @pytest.mark.parametrize(
     "answer",
-    [raw_answer(200, b"<html>Welcome"), raw_answer(200, b"<ListBucketResult><Contents><Key>half"), b"no HTTP\r\n\r\n"],
-    ids=["a page", "half a list", "no HTTP"],
+    [
+        raw_answer(200, b"<html>Welcome"),
+        raw_answer(200, b"<ListBucketResult><Contents><Key>half"),
+        raw_answer(200)[:17],
+        b"no HTTP\r\n\r\n",
+    ],
+    ids=["a page", "half a list", "cut within the head", "no HTTP"],
 )
 def test_what_is_no_s3_is_said_to_be_none(proxy: Faulty, bucket: str, answer: bytes) -> None:
     proxy.faults.append(Fault(answer=answer, cut=len(answer)))

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -101,6 +102,44 @@ def test_a_kill_between_the_first_and_the_second_bucket_leaves_no_trace(
         "_manifests/acme/0000000001.json",
         *(key for key in first if key.startswith("site=shop/")),
     ]
+
+
+def test_while_somebody_holds_a_transaction_open_collecting_goes_on_and_the_status_names_it(
+    appliance: Callable[..., Appliance],
+) -> None:
+    box = appliance().start()
+    send_events(box, 5)
+    assert export(box)["row_count"] == 5
+    with psycopg.connect(EmbeddedPostgres(box.data_dir).conninfo, application_name="dawdler") as late:
+        late.execute(
+            "INSERT INTO events_log (event_id, event_type, site_id, timestamp, raw_event_data)"
+            " VALUES (gen_random_uuid(), 'late', 'shop', now(), '{}')"
+        )
+        for _ in range(20):
+            began = time.monotonic()
+            send_events(box, 2)
+            # A transaction that held them up would do so until it ends, or until they go to the spool after 2 s.
+            assert time.monotonic() - began < 2
+        report = export(box)
+        assert (report["row_count"], report["blockers"][0]["pid"]) == (0, late.info.backend_pid)
+        (writer,) = wait_for(lambda: open_writers(box), "the status to name it")
+        assert (writer["pid"], writer["application"]) == (late.info.backend_pid, "dawdler")
+        assert writer["age_seconds"] >= 5
+        send_events(box, 1)
+        late.commit()
+    assert (export(box)["row_count"], open_writers(box)) == (42, [])
+    assert len(stored_ids(box, exported=True)) == 47
+    manifests = sorted(box.data_dir.rglob("_manifests/*/*.json"))
+    assert [json.loads(path.read_text())["row_count"] for path in manifests] == [5, 42]
+
+
+def export(box: Appliance) -> dict[str, Any]:
+    (report,) = json.loads(box.run("export", "--json").stdout)
+    return dict(report)
+
+
+def open_writers(box: Appliance) -> list[dict[str, Any]]:
+    return list(json.loads(box.run("status", "--json").stdout)["open_writers"])
 
 
 def visit_the_demo_site(browser: Browser, box: Appliance) -> list[dict[str, Any]]:

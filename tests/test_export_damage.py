@@ -11,17 +11,15 @@ from exporting import CrashError, World, chain, crash, exported_ids, exported_li
 
 from appliance.errors import BatchChangedError, BucketAheadError, BucketError
 from appliance.export import formats, job
+from appliance.export.verify import Verification, repair
 from appliance.store import runs
 from appliance.store.database import Database
 
+# So much that a better compressor has something to do.
+TEXT = json.dumps({"text": "to be or not to be " * 9})
 FORGET = (
     "TRUNCATE export_ranges, export_objects, export_deliveries, export_batches, export_coverage, export_marks;"
     "UPDATE installation SET id = gen_random_uuid(); UPDATE events_log SET exported_at = NULL"
-)
-RESTORE = (
-    "DELETE FROM export_ranges WHERE sequence > 1; DELETE FROM export_objects WHERE sequence > 1;"
-    "DELETE FROM export_deliveries WHERE sequence > 1; DELETE FROM export_batches WHERE sequence > 1;"
-    "UPDATE export_coverage SET sealed_to = 2"
 )
 
 
@@ -54,21 +52,10 @@ def test_a_fresh_ledger_on_a_bucket_with_history_stops_and_changes_not_one_byte(
     before = world.everything()
     store_events(world.db, 2)
     for _ in range(3):
-        with pytest.raises(BucketAheadError, match=r"is ahead: .*choose another prefix or bucket"):
+        with pytest.raises(BucketAheadError, match=r"is ahead: .* restore from it .*, or choose another prefix$"):
             world.export()
         assert world.everything() == before
     assert "is ahead" in runs.latest(world.conn, limit=1)[0].message
-
-
-def test_a_ledger_restored_from_an_older_backup_stops_where_the_bucket_goes_on(world: World) -> None:
-    for _ in range(3):
-        store_events(world.db, 2)
-        world.export()
-    before = world.everything()
-    world.conn.execute(RESTORE)
-    with pytest.raises(BucketAheadError):
-        world.export()
-    assert world.everything() == before
 
 
 def test_choosing_another_prefix_as_the_message_says_lets_the_job_go_on(world: World) -> None:
@@ -149,7 +136,7 @@ def test_an_upgrade_that_makes_other_bytes_finishes_what_was_begun(
 ) -> None:
     # Each of two objects is put to client and vault in turn, then the manifest: so the first, the second, the fifth.
     monkeypatch.setattr(job, "OBJECT_ROWS", 20)
-    store_events(world.db, 30, raw_event_data=json.dumps({"text": "to be or not to be " * 9}))
+    store_events(world.db, 30, raw_event_data=TEXT)
     crash(world, at)
     before = world.everything()
     assert sum(map(len, before.values())) == at - 1
@@ -158,6 +145,58 @@ def test_an_upgrade_that_makes_other_bytes_finishes_what_was_begun(
     assert not world.export().failed
     assert all(before[name].items() <= world.contents(name).items() for name in before)
     world.check()
+
+
+def test_after_an_upgrade_while_every_bucket_is_down_the_manifests_name_what_then_stands(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "OBJECT_ROWS", 20)
+    monkeypatch.setattr(job, "BATCH_ROWS", 25)
+    store_events(world.db, 40, raw_event_data=TEXT)
+    assert fail(world).failed
+    assert fail(world).failed
+    monkeypatch.setattr(formats, "_GZIP_LEVEL", 1)
+    assert not world.export().failed
+    assert len(world.check()) == 2
+
+
+def test_a_manifest_that_a_delivered_one_follows_is_not_made_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.jobs["acme"] = {"client": "client"}
+    store_events(world.db, 30, raw_event_data=TEXT)
+    assert fail(world).failed
+    world.jobs["acme"] = {"client": "vault"}
+    for _ in range(2):
+        store_events(world.db, 2)
+        fail(world, "client")
+        monkeypatch.setattr(formats, "_GZIP_LEVEL", 1)
+    report = world.export()
+    assert "batch acme 1: its rows make another object now, and no bucket has" in report.summary
+    assert world.contents("client") == {}
+    query = "SELECT manifest_sha256 FROM export_batches ORDER BY sequence"
+    kept = [sha256 for (sha256,) in world.conn.execute(query)]
+    standing = [data for key, data in sorted(world.contents("vault").items()) if "_manifests" in key]
+    assert [json.loads(text)["previous_sha256"] for text in standing] == kept[:2]
+    # The version that sealed it can still deliver it.
+    monkeypatch.setattr(formats, "_GZIP_LEVEL", 6)
+    assert not world.export().failed
+    assert exported_ids(world.contents("client")).total() == 30
+
+
+def test_a_repair_after_an_upgrade_puts_nothing_that_its_manifest_does_not_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.jobs["acme"] = {"client": "client"}
+    store_events(world.db, 30, raw_event_data=TEXT)
+    assert not world.export().failed
+    for key in world.contents("client"):
+        world.s3.client().delete_object(Bucket=world.names["client"], Key=key)
+    monkeypatch.setattr(formats, "_GZIP_LEVEL", 1)
+    means = world.exporter().means
+    (left,) = set(repair(means, Verification(means, "acme").run()))
+    assert "batch acme 1: its rows make another object now, and no bucket has" in left
+    assert world.contents("client") == {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from conftest import S3Server, free_port, s3_server, store_events
-from exporting import CrashError, MortalDatabase, Steps, World, chain, crash, exported_ids, exported_lines, watch
+from exporting import MortalDatabase, Steps, World, chain, crash, exported_ids, exported_lines, watch
 
 from appliance.errors import ApplianceError
 from appliance.export import job
@@ -89,35 +89,7 @@ def test_a_run_leaves_the_work_to_another_that_is_under_way(world: World, monkey
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Crashes
-
-
-@pytest.mark.usefixtures("no_lease")
-@pytest.mark.parametrize("done", [False, True], ids=["before it", "after it"])
-def test_a_crash_at_any_step_loses_and_repeats_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch, *, done: bool
-) -> None:
-    monkeypatch.setattr(job, "OBJECT_ROWS", 2)
-    last, crashed, healthy = 0, True, world.exporter()
-    with MortalDatabase(world.db.conninfo) as db:
-        exporter = world.exporter(db=db)
-        while crashed:
-            last += 1
-            crashed = False
-            store_events(world.db, 3)
-            for at in (last, last // 2):
-                db.steps = Steps(at, done=done)
-                try:
-                    watch(exporter, db.steps.step).run("acme")
-                except CrashError:
-                    crashed = True
-            before = world.everything()
-            assert not healthy.run("acme").failed
-            assert all(before[name].items() <= world.contents(name).items() for name in before)
-            assert exported_ids(world.contents("client")) == world.rows(), f"step {last}"
-    assert last > 25
-    world.check()
-    assert world.conn.execute("SELECT 1 FROM events_log WHERE exported_at IS NULL").fetchone() is None
+# Two runs, and runs that are cut off (at each of their calls: test_fault_points.py)
 
 
 @pytest.mark.usefixtures("no_lease")

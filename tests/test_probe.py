@@ -107,13 +107,17 @@ def test_a_probe_that_cannot_be_deleted_is_a_warning(s3: S3Server, tmp_path: Pat
     assert b"It may go" in s3.objects(name)[key]
 
 
+NO_LIST = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
 DAMAGE: dict[str, tuple[Fault, str]] = {
     "other bytes": (
         Fault("^GET .*/_probe/", edit=lambda answer: answer[:-2] + b"!\n"),
         "reading failed: what was written to",
     ),
     "not listed": (
-        Fault("^GET .*list-type", answer=raw_answer(200, b"<ListBucketResult></ListBucketResult>")),
+        Fault(
+            "^GET .*list-type",
+            answer=raw_answer(200, NO_LIST),
+        ),
         "finding failed: 0 objects are listed at",
     ),
     "not stored": (Fault("^PUT", answer=raw_answer(200, headers={"ETag": '"x"'})), "writing failed: "),

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.errors import ApplianceError, BatchChangedError, BucketAheadError, BucketError
@@ -82,7 +82,11 @@ class BatchDelivery:
         self._safe_point = safe_point
 
     def deliver(self) -> None:
-        """Do it. Raises BatchChangedError where the rows have changed before any bucket had the batch."""
+        """Do it. Raises BatchChangedError where the rows have changed before any bucket had the batch.
+
+        Raises BucketError where only a bucket that does not answer can tell which bytes a batch without a manifest has:
+        until it has one, no later batch can have one either.
+        """
         self._deliver_objects()
         self._deliver_manifest()
 
@@ -98,12 +102,18 @@ class BatchDelivery:
                 raise
             log.warning("batch %s: %s; copying it from a bucket that has it", self._batch.key, error)
             self._copy_objects()
+        except BucketError as error:
+            if self._batch.manifest is None:
+                raise
+            self._hold_back(error)
 
     def _as_recorded(self, made: MadeObject) -> LocalObject:
         """Return the object with the bytes that were recorded for it when it was first made.
 
         Another version of a library may compress the same rows to other bytes. Then the bucket that has the object has
-        the right ones; where none has it, nobody has seen them, and the new ones are recorded instead.
+        the right ones; where none has it, nobody has seen them, and the new ones are recorded instead. Raises
+        BatchChangedError where a manifest names the right ones already, and later ones that somebody has carry its
+        digest.
         """
         with self._db.connection() as conn:
             recorded = ledger.record_object(conn, self._batch.key, made.record)
@@ -114,11 +124,13 @@ class BatchDelivery:
         if copy is not None:
             return copy
         with self._db.connection() as conn:
-            ledger.replace_object(conn, self._batch.key, made.record)
+            if not ledger.replace_object(conn, self._batch.key, made.record):
+                raise BatchChangedError(f"object {recorded.part} came out with other bytes than its manifest says")
+        self._batch = replace(self._batch, manifest=None)
         return made.local
 
     def _copy_objects(self) -> None:
-        """Bring a batch whose rows have changed from a bucket that has it to those that lack it."""
+        """Bring a batch that cannot be made again from a bucket that has it to those that lack it."""
         with self._db.connection() as conn:
             recorded = ledger.objects(conn, self._batch.key)
         for record in recorded:
@@ -128,10 +140,19 @@ class BatchDelivery:
             except BucketError as error:
                 return self._give_up(error)
             if copy is None:
-                gone = f"batch {self._batch.key}: its rows have changed, and no bucket has {record.key}"
+                gone = (
+                    f"batch {self._batch.key}: its rows make another object now, and no bucket has {record.key}: put "
+                    "the rows back as they were, or export once with the version of the appliance that sealed it"
+                )
                 return self._give_up(BucketError(gone))
             self._put_everywhere(record.key, copy)
         return None
+
+    def _hold_back(self, error: BucketError) -> None:
+        """Let no target have a later batch before this one: then its manifest could not be made again any more."""
+        for name in list(self._targets):
+            del self._targets[name]
+            self._fail(name, error)
 
     def _give_up(self, error: BucketError) -> None:
         """Leave this batch for another run. Its targets are not to blame: they go on with the next batch."""

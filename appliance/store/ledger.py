@@ -344,12 +344,33 @@ def record_object(conn: Connection, key: Key, made: ObjectRecord) -> ObjectRecor
     return recorded
 
 
-def replace_object(conn: Connection, key: Key, made: ObjectRecord) -> None:
-    """Record an object anew, of which no bucket ever got the bytes recorded before."""
+def replace_object(conn: Connection, key: Key, made: ObjectRecord) -> bool:
+    """Record an object anew, of which no bucket has the bytes recorded before; return whether that could be.
+
+    The manifest of its batch names those bytes, and each later one carries the digest of the one before it. As long as
+    no bucket can have any of these they are forgotten, and made again; otherwise nothing is changed.
+    """
+    if manifest_sha256(conn, key) is not None:
+        if _may_stand_in_a_bucket(conn, key):
+            return False
+        conn.execute(
+            "UPDATE export_batches SET manifest = NULL, manifest_sha256 = NULL WHERE job = %s AND sequence >= %s",
+            (key.job, key.sequence),
+        )
     conn.execute(
         "UPDATE export_objects SET bytes = %s, sha256 = %s WHERE job = %s AND sequence = %s AND part = %s",
         (made.bytes, made.sha256, key.job, key.sequence, made.part),
     )
+    return True
+
+
+def _may_stand_in_a_bucket(conn: Connection, key: Key) -> bool:
+    """Return whether a bucket got this batch, or may have got a later one."""
+    query = (
+        "SELECT EXISTS (SELECT 1 FROM export_deliveries WHERE job = %(job)s AND sequence >= %(sequence)s"
+        " AND (state = 'delivered' OR (sequence > %(sequence)s AND attempts > 0)))"
+    )
+    return bool(fetch_value(conn, query, {"job": key.job, "sequence": key.sequence}))
 
 
 def objects(conn: Connection, key: Key) -> list[ObjectRecord]:

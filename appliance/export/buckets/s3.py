@@ -76,6 +76,8 @@ class S3Bucket:
     def list(self, prefix: str) -> Iterator[Listed]:
         with self._errors("list", prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
+                # Each page says it. An answer that was cut off before its list would pass for an empty one.
+                told(page, "IsTruncated")
                 for entry in page.get("Contents", []):
                     yield Listed(entry["Key"], entry["Size"])
 
@@ -128,7 +130,11 @@ class S3Bucket:
                 raise
 
     def _read(self, key: str) -> Iterator[bytes]:
-        with closing(self._client.get_object(Bucket=self._bucket, Key=key)["Body"]) as body:
+        answer: Any = self._client.get_object(Bucket=self._bucket, Key=key)
+        with closing(answer["Body"]) as body:
+            # Without either, what was cut off would pass for an object that is shorter, or empty.
+            if "transfer-encoding" not in answer["ResponseMetadata"]["HTTPHeaders"]:
+                told(answer, "ContentLength")
             yield from body.iter_chunks(READ_BYTES)
 
     def _check(self, key: str, local: LocalObject, found: Mapping[str, Any]) -> None:
