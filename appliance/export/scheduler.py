@@ -22,6 +22,7 @@ from appliance.store.database import Database
 log = logging.getLogger(__name__)
 
 # Jobs that were taken out of the configuration still deliver what they have sealed.
+_RETIRED = "exports no longer configured"
 _RETIRED_SCHEDULE = "50 * * * *"
 _HOUSEKEEPING_SCHEDULE = "* * * * *"
 _RETRY_SCHEDULE = "* * * * *"
@@ -78,12 +79,25 @@ class Scheduler:
         """Begin to run jobs on their lines."""
         for name, export in self._settings.exports.items():
             self._add(_name_of(name), export.schedule, self._run_export, name)
-        self._add("exports no longer configured", _RETIRED_SCHEDULE, self._run_retired)
+        self._add(_RETIRED, _RETIRED_SCHEDULE, self._run_retired)
         self._add("retries", _RETRY_SCHEDULE, self._retry)
         self._add("housekeeping", _HOUSEKEEPING_SCHEDULE, self._merge_counters)
         if self._settings.retention.keep_days:
             self._add("retention", _RETENTION_SCHEDULE, self._delete_old_rows)
         self._scheduler.start()
+
+    def next_runs(self) -> dict[str, datetime]:
+        """Return when each configured job runs next; nothing while the clock does not run."""
+        due = {name: self._scheduler.get_job(_name_of(name)) for name in self._settings.exports if self.alive}
+        return {name: job.next_run_time for name, job in due.items() if job is not None}
+
+    def run_soon(self, job: str) -> bool:
+        """Let a job come due now; False while the clock does not run. One that runs already is not run twice."""
+        if not self.alive:
+            return False
+        name = _name_of(job) if job in self._settings.exports else _RETIRED
+        self._scheduler.modify_job(name, next_run_time=datetime.now(UTC))
+        return True
 
     def stop(self, timeout_seconds: float) -> None:
         """Start nothing more and wait for what runs; what does not end in time is cut off, which every run survives."""
