@@ -22,7 +22,6 @@ from appliance.store.database import Database
 log = logging.getLogger(__name__)
 
 # Jobs that were taken out of the configuration still deliver what they have sealed.
-_RETIRED = "exports no longer configured"
 _RETIRED_SCHEDULE = "50 * * * *"
 _HOUSEKEEPING_SCHEDULE = "* * * * *"
 _RETRY_SCHEDULE = "* * * * *"
@@ -62,6 +61,8 @@ class Scheduler:
         self._run = run
         self._stopping = stopping
         self._running = 0
+        self._under_way: set[str] = set()
+        self._again: set[str] = set()
         self._idle = threading.Condition()
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
@@ -79,7 +80,7 @@ class Scheduler:
         """Begin to run jobs on their lines."""
         for name, export in self._settings.exports.items():
             self._add(_name_of(name), export.schedule, self._run_export, name)
-        self._add(_RETIRED, _RETIRED_SCHEDULE, self._run_retired)
+        self._add("exports no longer configured", _RETIRED_SCHEDULE, self._run_retired)
         self._add("retries", _RETRY_SCHEDULE, self._retry)
         self._add("housekeeping", _HOUSEKEEPING_SCHEDULE, self._merge_counters)
         if self._settings.retention.keep_days:
@@ -92,11 +93,15 @@ class Scheduler:
         return {name: job.next_run_time for name, job in due.items() if job is not None}
 
     def run_soon(self, job: str) -> bool:
-        """Let a job come due now; False while the clock does not run. One that runs already is not run twice."""
+        """Run a job now, or once more when the run that is under way has ended; False while the clock does not run."""
         if not self.alive:
             return False
-        name = _name_of(job) if job in self._settings.exports else _RETIRED
-        self._scheduler.modify_job(name, next_run_time=datetime.now(UTC))
+        with self._idle:
+            if job in self._under_way:
+                self._again.add(job)
+                return True
+        # Beside its line, not by bringing that forward: a line that has not quite ended would swallow it.
+        self._scheduler.add_job(self._guarded, args=(_name_of(job), self._run_export, job), name=f"{job} by hand")
         return True
 
     def stop(self, timeout_seconds: float) -> None:
@@ -130,8 +135,31 @@ class Scheduler:
                 self._idle.notify_all()
 
     def _run_export(self, job: str) -> None:
-        report = self._run(job)
-        log.log(logging.ERROR if report.failed else logging.INFO, "export %s: %s", job, report.summary)
+        with self._idle:
+            if job in self._under_way:
+                self._again.add(job)
+                return
+            self._under_way.add(job)
+        try:
+            while True:
+                report = self._run(job)
+                log.log(logging.ERROR if report.failed else logging.INFO, "export %s: %s", job, report.summary)
+                if not self._is_wanted_again(job):
+                    return
+        except BaseException:
+            with self._idle:
+                self._under_way.discard(job)
+                self._again.discard(job)
+            raise
+
+    def _is_wanted_again(self, job: str) -> bool:
+        """Return whether somebody has asked for the job while it ran; if not, it no longer runs."""
+        with self._idle:
+            again = job in self._again and not self._stopping.is_set()
+            self._again.discard(job)
+            if not again:
+                self._under_way.discard(job)
+            return again
 
     def _retry(self) -> None:
         """Let jobs come due whose buckets have rested for long enough; retired ones come due every hour anyway."""
