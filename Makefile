@@ -8,7 +8,7 @@
 ## make lint       ruff, mypy, import-linter, deptry
 ## make image-test build the image and try it for real
 ## make lock       renew the locked versions
-.PHONY: help run exports status install test spark-test bench torture lint format image-test lock programs clean
+.PHONY: help run exports status install test spark-test bench torture lint format image-test lock programs axe clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -62,7 +62,7 @@ $(VENV)/.installed-spark: $(VENV)/.installed-dev requirements-spark.lock
 install: $(VENV)/.installed-dev
 
 # Two at a time where there is room; those that look at how fast answers come need the machine for themselves.
-test: install programs
+test: install programs axe
 ifeq ($(ARGS),)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone and not spark"
 	$(BIN)/pytest -m alone
@@ -94,6 +94,14 @@ format: install
 
 programs:
 	@tests/install-programs
+
+axe: tests/browser/node_modules/.package-lock.json
+
+# Three megabytes; without npm the browser tests of accessibility are skipped.
+tests/browser/node_modules/.package-lock.json: tests/browser/package-lock.json
+	@if command -v npm >/dev/null; then \
+	    npm ci --prefix tests/browser --no-audit --no-fund --ignore-scripts --silent && touch $@; \
+	else echo "npm is not installed: the tests of accessibility will be skipped"; fi
 
 image-test:
 	@tests/image-test

@@ -6,7 +6,7 @@ survive a fork.
 
 import logging
 import threading
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from flask import Flask, jsonify, request
 from werkzeug.exceptions import BadRequest, HTTPException
@@ -23,9 +23,12 @@ from appliance.collect.refusals import Refusals
 from appliance.collect.spool import Spool
 from appliance.config import Settings
 from appliance.errors import ApplianceError, DatabaseUnavailableError
+from appliance.export.buckets.probe import Probe
+from appliance.export.errands import Errands
 from appliance.export.job import Exporter, Report
-from appliance.export.process import run_apart
+from appliance.export.process import probe_apart, run_apart, verify_apart
 from appliance.export.scheduler import Scheduler
+from appliance.export.verify import Verdict
 from appliance.store import counters
 from appliance.store.attach import conninfo_of
 from appliance.store.database import Database
@@ -54,6 +57,7 @@ class Runtime:
         self.refusals = Refusals(self.db)
         self._exporter = Exporter(settings, self.db, conninfo=self._conninfo, stopping=self.stopping)
         self._scheduler = Scheduler(settings, self.db, self._exporter, run=self.run_export, stopping=self.stopping)
+        self.errands = Errands(self._verify, self._probe)
         self._preparer = threading.Thread(target=self._prepare, name="prepare", daemon=True)
 
     def start(self) -> None:
@@ -76,6 +80,24 @@ class Runtime:
     def run_export(self, job: str) -> Report:
         """Run a job now, in a process of its own (export/process.py)."""
         return run_apart(self.settings, job, conninfo=self._conninfo, stopping=self.stopping)
+
+    def run_soon(self, job: str) -> bool:
+        """Let a job run in the background; False while the scheduler does not run."""
+        return self._scheduler.run_soon(job)
+
+    def next_runs(self) -> dict[str, datetime]:
+        """Return when each job runs next."""
+        return self._scheduler.next_runs()
+
+    def spooled_bytes(self) -> int:
+        """Return how much waits in the spool."""
+        return 0 if self.spool.empty else self.spool.used_bytes
+
+    def _verify(self, job: str) -> Verdict:
+        return verify_apart(self.settings, job, conninfo=self._conninfo, stopping=self.stopping)
+
+    def _probe(self, bucket: str) -> Probe:
+        return probe_apart(self.settings, bucket, conninfo=self._conninfo, stopping=self.stopping)
 
     def problems(self) -> list[str]:
         """Name what keeps events from being taken in."""
@@ -143,7 +165,7 @@ def create_app(runtime: Runtime) -> Flask:
     app.register_blueprint(
         health.blueprint(runtime.db, settings.server.data_dir, problems=runtime.problems, notes=runtime.notes)
     )
-    app.register_blueprint(pages.blueprint(settings, runtime.db, notes=runtime.warnings))
+    app.register_blueprint(pages.blueprint(settings, runtime.db, runtime))
     if settings.server.demo:
         app.register_blueprint(demo.blueprint())
     app.add_url_rule("/", view_func=lambda: _front(settings), endpoint="front")

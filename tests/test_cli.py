@@ -26,7 +26,19 @@ def appliance_command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize(
-    "command", ["serve", "check", "export", "verify", "backfill", "restore", "backup", "restore-backup", "status"]
+    "command",
+    [
+        "serve",
+        "check",
+        "export",
+        "verify",
+        "backfill",
+        "restore",
+        "backup",
+        "restore-backup",
+        "status",
+        "hash-password",
+    ],
 )
 def test_every_command_explains_itself_with_an_example(command: str, tmp_path: Path) -> None:
     done = appliance_command(command, "--help", cwd=tmp_path)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -39,9 +40,9 @@ def counted(conn: Conn) -> dict[tuple[str, str], int]:
     return {(one.kind, one.site_id): one.number for one in quarantine.counts_of_a_day(conn)}
 
 
-def refused(kind: str = "body", **fields: Any) -> Refused:
+def refused(kind: str = "body", **other: Any) -> Refused:
     values: dict[str, Any] = {"reason": "no JSON", "site_id": "shop", "content": b"{", "refused_at": datetime.now(UTC)}
-    return Refused(kind=kind, **{**values, **fields})
+    return Refused(kind=kind, **{**values, **other})
 
 
 # ---- the table
@@ -58,7 +59,10 @@ def test_what_was_refused_is_kept_as_it_came(db: Database) -> None:
         quarantine.keep(conn, entries)
         found = quarantine.newest(conn, limit=10)
         assert quarantine.newest(conn, limit=1) == found[:1]
-    assert found == entries[::-1]
+        assert quarantine.newest(conn, limit=9, kind="event") == found[1:2]
+        assert quarantine.newest(conn, limit=9, site_id="shop", below=found[0].id) == found[2:]
+    shown = [Refused(**{one.name: getattr(entry, one.name) for one in fields(Refused)}) for entry in found]
+    assert shown == entries[::-1]
 
 
 def test_of_each_kind_the_newest_are_kept_and_none_pushes_out_another_kind(db: Database, conn: Conn) -> None:

@@ -14,7 +14,7 @@ from conftest import make_settings, store_events, wait_for
 from exporting import Watched, failing, watch
 
 from appliance.errors import BucketError
-from appliance.export.job import Exporter
+from appliance.export.job import Exporter, Report
 from appliance.export.scheduler import CronTrigger, Scheduler
 from appliance.store import runs
 from appliance.store.database import Database
@@ -226,3 +226,30 @@ def test_housekeeping_merges_the_counters(
     counted = "SELECT events FROM event_counts"
     wait_for(lambda: conn.execute(counted).fetchall() == [(6,)], "one row a minute")
     assert conn.execute(counted).fetchall() == [(6,)]
+
+
+def test_a_job_that_is_asked_for_while_it_runs_runs_once_more_however_often_it_was_asked_for(
+    db: Database, tmp_path: Path
+) -> None:
+    clock = Clock(db, tmp_path, "acme")
+    begun: list[str] = []
+    go_on = threading.Event()
+
+    def run(job: str) -> Report:
+        begun.append(job)
+        assert go_on.wait(10)
+        return Report(job=job)
+
+    scheduler = Scheduler(clock.settings, db, clock.exporter, run=run, stopping=clock.stopping)
+    assert not scheduler.run_soon("acme")
+    scheduler.start()
+    assert scheduler.next_runs()["acme"] > datetime.now(UTC)
+    assert scheduler.run_soon("acme")
+    wait_for(lambda: begun, "the first run")
+    assert [scheduler.run_soon("acme") for _ in range(3)] == [True] * 3
+    go_on.set()
+    wait_for(lambda: len(begun) == 2, "the second run")
+    scheduler.run_soon("retired")
+    wait_for(lambda: begun[2:], "the run of a job that is no longer configured")
+    scheduler.stop(10)
+    assert begun == ["acme", "acme", "retired"]

@@ -6,6 +6,7 @@ import click
 
 from appliance.cli.backups import backup, restore_backup
 from appliance.cli.exporting import backfill, export, restore, verify
+from appliance.cli.passwords import hash_password
 from appliance.cli.running import check, serve
 from appliance.cli.status import status
 from appliance.errors import ApplianceError, ConfigError
@@ -31,5 +32,16 @@ def cli() -> None:
     """Collect raw web events and hand complete copies to your own buckets."""
 
 
-for _command in (serve, check, export, verify, backfill, restore, backup, restore_backup, status):
+for _command in (
+    serve,
+    check,
+    export,
+    verify,
+    backfill,
+    restore,
+    backup,
+    restore_backup,
+    status,
+    hash_password,
+):
     cli.add_command(_command)

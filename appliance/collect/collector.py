@@ -23,6 +23,7 @@ _MEDIA_TYPES = frozenset({"application/json", "text/plain"})
 _RETRY_AFTER_SECONDS = 5
 _OK = 200
 _REFUSED_FROM = 400
+_ORIGIN_CHARS = 200
 # A day: the longest that browsers keep a preflight is less.
 _PREFLIGHT_SECONDS = 86_400
 # A transparent GIF of one by one pixels.
@@ -192,7 +193,9 @@ class Collector:
             return parsed
         for site_id, refusal in refusals.items():
             known = site_id if self._admission.knows(site_id) else ""
-            self._refusals.note(refusal.kind, refusal.reason, site_id=known)
+            # Who refuses an origin by mistake must hear which.
+            where = f" ({sender.origin[:_ORIGIN_CHARS]})" if refusal.kind == "origin" and sender.origin else ""
+            self._refusals.note(refusal.kind, refusal.reason + where, site_id=known)
         later = [refusal for refusal in refusals.values() if refusal.retry_after_seconds is not None]
         if later:
             # All of it: what is taken in now would not be sent again with the rest.

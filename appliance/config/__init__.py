@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from appliance.config.problems import describe, unknown_variable
 from appliance.config.sections import Admin, Bucket, DirectoryBucket, Export, S3Bucket, Site
 from appliance.config.settings import ENV_PREFIX, Settings
-from appliance.config.values import ALL_SITES, SITE_ID_PATTERN
+from appliance.config.values import ALL_SITES, PASSWORD_HASH, SITE_ID_PATTERN
 from appliance.errors import ConfigError
 
 __all__ = [
     "ALL_SITES",
     "DEMO_SITE",
+    "PASSWORD_HASH",
     "SITE_ID_PATTERN",
     "Admin",
     "Bucket",

@@ -57,7 +57,7 @@ _CLOSE = 0.75
 def describe(details: ErrorDetails, file_name: str) -> str:
     """Return one line for one error that pydantic found. Secrets are never in it."""
     loc = _as_written(details)
-    variable = _variable_of(loc, missing=details["type"] == "missing")
+    variable = variable_of(loc, missing=details["type"] == "missing")
     place = f"environment: {variable}" if variable else f"{file_name}: {'.'.join(loc)}"
     if details["type"] == "extra_forbidden":
         return f"{place}: {_unknown(loc, as_variable=variable == _variable(loc))}"
@@ -104,7 +104,7 @@ def _variable(loc: Sequence[str]) -> str:
     return ENV_PREFIX + "__".join(loc).upper()
 
 
-def _variable_of(loc: list[str], *, missing: bool) -> str | None:
+def variable_of(loc: list[str], *, missing: bool) -> str | None:
     """Name the variable of the environment in which a value stands, or should stand, by itself or within JSON."""
     environment = {name.upper(): value for name, value in os.environ.items()}
     for depth in range(len(loc), 0, -1):

@@ -15,6 +15,7 @@ from appliance.config.values import (
     NameOrNone,
     Network,
     Origin,
+    Password,
     Prefix,
     Secret,
     SiteId,
@@ -55,7 +56,7 @@ class DatabaseSettings(_Section):
 class Admin(_Section):
     """Who may look in; both empty turns the admin pages off."""
 
-    password: Secret = SecretStr("")
+    password: Password = SecretStr("")
     token: Secret = SecretStr("")
 
     @property

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 ALL_SITES = "*"
 MIN_KEEP_DAYS = 8
 SITE_ID_PATTERN = r"[A-Za-z0-9._-]{1,100}"
+# As werkzeug writes them: method:parameters$salt$digest.
+PASSWORD_HASH = re.compile(r"(scrypt:\d+:\d+:\d+|pbkdf2:sha(1|256|512):\d+)\$[^$\s]+\$[0-9a-f]{40,128}")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _TAG_PATTERN = r"[\w +=.:/@-]"
@@ -39,6 +41,13 @@ def _check_secret(value: SecretStr) -> SecretStr:
     # The environment may hold any bytes; no form and no request could ever bring the same.
     if any("\ud800" <= character <= "\udfff" for character in value.get_secret_value()):
         raise ValueError("it is not written in UTF-8")
+    return value
+
+
+def _check_password(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if text.startswith(("scrypt:", "pbkdf2:")) and not PASSWORD_HASH.fullmatch(text):
+        raise ValueError("it begins like a hash and is none: copy the whole line that `appliance hash-password` prints")
     return value
 
 
@@ -164,6 +173,7 @@ Network: TypeAlias = Annotated[IPv4Network | IPv6Network, BeforeValidator(_netwo
 FilePath: TypeAlias = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_check_path)]
 Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_resolve_secret), AfterValidator(_check_secret)]
 DatabaseUrl: TypeAlias = Annotated[Secret, AfterValidator(_check_database_url)]
+Password: TypeAlias = Annotated[Secret, AfterValidator(_check_password)]
 AccessKey: TypeAlias = Annotated[Secret, AfterValidator(_check_access_key)]
 SiteId: TypeAlias = Annotated[str, matching(SITE_ID_PATTERN, "a site id has 1 to 100 letters, digits and . _ -")]
 SiteOrAll: TypeAlias = Annotated[str, matching(rf"\*|{SITE_ID_PATTERN}", 'write site ids, or "*" for every site')]

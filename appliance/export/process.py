@@ -1,4 +1,4 @@
-"""One run of a job in a process of its own, so that an export never holds up an answer.
+"""One run of a job, or a look at its buckets, in a process of its own, so that it never holds up an answer.
 
 In the worker it would share the interpreter's lock with every request, and a run that eats up the memory would take the
 collector with it. The child gets what it needs on its standard input and answers on its standard output. When the input
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 from appliance import log as logs
 from appliance.config import Settings
@@ -23,6 +23,10 @@ from appliance.export.job import Exporter, Report
 from appliance.export.means import Pulse
 from appliance.priority import step_back
 from appliance.store.database import Database
+
+if TYPE_CHECKING:
+    from appliance.export.buckets.probe import Probe
+    from appliance.export.verify import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,23 @@ def run_apart(settings: Settings, job: str, *, conninfo: str, stopping: threadin
 
     Raises ApplianceError when the child came to an end without an answer.
     """
+    report: Report = _do_apart("run", settings, job, conninfo=conninfo, stopping=stopping)
+    return report
+
+
+def verify_apart(settings: Settings, job: str, *, conninfo: str, stopping: threading.Event) -> "Verdict":
+    """Hold the buckets of a job against the ledger in a child; see `run_apart`."""
+    verdict: Verdict = _do_apart("verify", settings, job, conninfo=conninfo, stopping=stopping)
+    return verdict
+
+
+def probe_apart(settings: Settings, bucket: str, *, conninfo: str, stopping: threading.Event) -> "Probe":
+    """Try a bucket in a child; see `run_apart`."""
+    probe: Probe = _do_apart("probe", settings, bucket, conninfo=conninfo, stopping=stopping)
+    return probe
+
+
+def _do_apart(task: str, settings: Settings, name: str, *, conninfo: str, stopping: threading.Event) -> Any:
     ended = threading.Event()
     with subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as child:  # noqa: S603 - our own
         assert child.stdin is not None  # noqa: S101 - both are pipes
@@ -47,12 +68,12 @@ def run_apart(settings: Settings, job: str, *, conninfo: str, stopping: threadin
         try:
             # One that has died already tells so by its answer.
             with suppress(BrokenPipeError):
-                child.stdin.write(pickle.dumps((settings, conninfo, job)))
+                child.stdin.write(pickle.dumps((task, settings, conninfo, name)))
             threading.Thread(target=_close_to_stop, args=(child.stdin, stopping, ended), daemon=True).start()
             answer = child.stdout.read()
         finally:
             ended.set()
-    return _report_of(job, answer, child.returncode)
+    return _answer_of(name, answer, child.returncode)
 
 
 def _close_to_stop(stdin: IO[bytes], stopping: threading.Event, ended: threading.Event) -> None:
@@ -62,17 +83,17 @@ def _close_to_stop(stdin: IO[bytes], stopping: threading.Event, ended: threading
             return
 
 
-def _report_of(job: str, answer: bytes, exit_code: int) -> Report:
+def _answer_of(name: str, answer: bytes, exit_code: int) -> Any:
     if not answer:
         how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
         raise ApplianceError(
-            f"the process that ran {job} ended with {how}; the next run goes on "
+            f"the process that ran {name} ended with {how}; the next run goes on "
             "(SIGKILL often means that the machine has too little memory)"
         )
-    report: Report | ApplianceError = pickle.loads(answer)  # noqa: S301 - our own child has written it
-    if isinstance(report, ApplianceError):
-        raise report
-    return report
+    found = pickle.loads(answer)  # noqa: S301 - our own child has written it
+    if isinstance(found, ApplianceError):
+        raise found
+    return found
 
 
 # -- the child --------------------------------------------------------------------------------------------------------
@@ -87,25 +108,33 @@ def main() -> None:
     answer = os.dup(1)
     # What a library may print must not get into the answer.
     os.dup2(2, 1)
-    settings, conninfo, job = pickle.load(sys.stdin.buffer)  # noqa: S301 - the worker has written it
+    task, settings, conninfo, name = pickle.load(sys.stdin.buffer)  # noqa: S301 - the worker has written it
     logs.configure(secrets=settings.secret_values())
     stopping = threading.Event()
     threading.Thread(target=_stop_when_told, args=(stopping,), daemon=True).start()
     with os.fdopen(answer, "wb") as stream, suppress(BrokenPipeError):
-        stream.write(pickle.dumps(_run(settings, conninfo, job, stopping)))
+        stream.write(pickle.dumps(_do(task, settings, conninfo, name, stopping)))
 
 
-def _run(settings: Settings, conninfo: str, job: str, stopping: threading.Event) -> Report | ApplianceError:
+def _do(task: str, settings: Settings, conninfo: str, name: str, stopping: threading.Event) -> Any:
     try:
+        if task == "probe":
+            from appliance.export.buckets.probe import probe_one  # noqa: PLC0415 - seldom asked for
+
+            return probe_one(settings, name)
         with Database(conninfo, makes_way=True) as db:
             exporter = Exporter(settings, db, conninfo=conninfo, stopping=stopping)
-            threading.Thread(target=_cut_off_when_stuck, args=(exporter.means.pulse, job), daemon=True).start()
-            return exporter.run(job, spare_resting=True)
+            threading.Thread(target=_cut_off_when_stuck, args=(exporter.means.pulse, name), daemon=True).start()
+            if task == "verify":
+                from appliance.export.verify import Verification  # noqa: PLC0415 - seldom asked for
+
+                return Verification(exporter.means, name).run()
+            return exporter.run(name, spare_resting=True)
     except ApplianceError as error:
         return error
     except Exception:
-        log.exception("export %s failed", job)
-        return ApplianceError("it failed in a way that nobody foresaw: the lines above say how")
+        log.exception("%s %s failed", task, name)
+        return ApplianceError("it failed in a way that nobody foresaw: the log says how")
 
 
 def _cut_off_when_stuck(pulse: Pulse, job: str) -> None:

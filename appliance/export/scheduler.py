@@ -61,6 +61,8 @@ class Scheduler:
         self._run = run
         self._stopping = stopping
         self._running = 0
+        self._under_way: set[str] = set()
+        self._again: set[str] = set()
         self._idle = threading.Condition()
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
@@ -84,6 +86,23 @@ class Scheduler:
         if self._settings.retention.keep_days:
             self._add("retention", _RETENTION_SCHEDULE, self._delete_old_rows)
         self._scheduler.start()
+
+    def next_runs(self) -> dict[str, datetime]:
+        """Return when each configured job runs next; nothing while the clock does not run."""
+        due = {name: self._scheduler.get_job(_name_of(name)) for name in self._settings.exports if self.alive}
+        return {name: job.next_run_time for name, job in due.items() if job is not None}
+
+    def run_soon(self, job: str) -> bool:
+        """Run a job now, or once more when the run that is under way has ended; False while the clock does not run."""
+        if not self.alive:
+            return False
+        with self._idle:
+            if job in self._under_way:
+                self._again.add(job)
+                return True
+        # Beside its line, not by bringing that forward: a line that has not quite ended would swallow it.
+        self._scheduler.add_job(self._guarded, args=(_name_of(job), self._run_export, job), name=f"{job} by hand")
+        return True
 
     def stop(self, timeout_seconds: float) -> None:
         """Start nothing more and wait for what runs; what does not end in time is cut off, which every run survives."""
@@ -116,8 +135,31 @@ class Scheduler:
                 self._idle.notify_all()
 
     def _run_export(self, job: str) -> None:
-        report = self._run(job)
-        log.log(logging.ERROR if report.failed else logging.INFO, "export %s: %s", job, report.summary)
+        with self._idle:
+            if job in self._under_way:
+                self._again.add(job)
+                return
+            self._under_way.add(job)
+        try:
+            while True:
+                report = self._run(job)
+                log.log(logging.ERROR if report.failed else logging.INFO, "export %s: %s", job, report.summary)
+                if not self._is_wanted_again(job):
+                    return
+        except BaseException:
+            with self._idle:
+                self._under_way.discard(job)
+                self._again.discard(job)
+            raise
+
+    def _is_wanted_again(self, job: str) -> bool:
+        """Return whether somebody has asked for the job while it ran; if not, it no longer runs."""
+        with self._idle:
+            again = job in self._again and not self._stopping.is_set()
+            self._again.discard(job)
+            if not again:
+                self._under_way.discard(job)
+            return again
 
     def _retry(self) -> None:
         """Let jobs come due whose buckets have rested for long enough; retired ones come due every hour anyway."""

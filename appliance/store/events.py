@@ -52,15 +52,21 @@ _TIMESTAMP, _CREATED_AT = (INSERTED_COLUMNS.index(name) - 1 for name in ("timest
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """What the status page shows of one of the newest rows."""
+    """What the admin page shows of a row. `raw` is the event as JSON text."""
 
     id: int
     event_type: str
     site_id: str | None
     timestamp: datetime
+    created_at: datetime | None
     path: str | None
     visitor_id: str | None
-    exported: bool
+    raw: str
+
+
+# Of a filter that hardly anything fits, the newest so many rows are looked through, and no more.
+_LOOKED_THROUGH = 20_000
+_RAW_CHARS = 20_000
 
 
 def copy_in(conn: Connection, events: Sequence[Event]) -> None:
@@ -105,12 +111,23 @@ def newest_id(conn: Connection) -> int:
     return int(fetch_value(conn, "SELECT coalesce(max(id), 0) FROM events_log"))
 
 
-def newest(conn: Connection, *, limit: int) -> list[StoredEvent]:
-    """Return the rows that came in last, newest first; reads no more than it returns."""
+def newest(
+    conn: Connection, *, limit: int, after: int = 0, site_id: str | None = None, event_type: str | None = None
+) -> list[StoredEvent]:
+    """Return the rows that came in last, newest first: behind an id, of a site, of a type; among the newest alone."""
     rows = conn.execute(
-        "SELECT id, event_type, site_id, timestamp, path, visitor_id, exported_at IS NOT NULL"
-        " FROM events_log ORDER BY id DESC LIMIT %s",
-        (limit,),
+        "SELECT id, event_type, site_id, timestamp, created_at, path, visitor_id, left(raw_event_data::text, %(chars)s)"
+        " FROM events_log WHERE id > %(after)s AND id > (SELECT max(id) FROM events_log) - %(looked)s"
+        " AND (%(site)s::text IS NULL OR site_id = %(site)s) AND (%(type)s::text IS NULL OR event_type = %(type)s)"
+        " ORDER BY id DESC LIMIT %(limit)s",
+        {
+            "chars": _RAW_CHARS,
+            "after": after,
+            "looked": _LOOKED_THROUGH,
+            "site": site_id,
+            "type": event_type,
+            "limit": limit,
+        },
     )
     return [StoredEvent(*row) for row in rows]
 

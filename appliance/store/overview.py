@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from appliance.store import counters, ledger, runs, sealing
-from appliance.store.database import Connection
+from appliance.store.database import Connection, fetch_value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,8 @@ class JobState:
     waiting: int
     exported: int
     buckets: tuple[BucketState, ...]
+    oldest_waiting: datetime | None = None
+    """When the first of the rows that wait came in; of a batch that is sealed already: when it was sealed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +76,26 @@ def _jobs(conn: Connection) -> list[JobState]:
              AND (c.site = n.site_id OR (c.site = '*' AND NOT EXISTS (
                 SELECT 1 FROM export_coverage own WHERE own.job = k.job AND own.site = n.site_id))))
             + (SELECT coalesce(sum(row_count), 0) FROM export_batches b WHERE b.job = k.job AND b.state = 'sealed'),
-            (SELECT coalesce(sum(row_count), 0) FROM export_batches b WHERE b.job = k.job AND b.state = 'settled')
+            (SELECT coalesce(sum(row_count), 0) FROM export_batches b WHERE b.job = k.job AND b.state = 'settled'),
+            least(
+                (SELECT min(minute) FROM event_counts n JOIN export_coverage c ON c.job = k.job
+                 AND c.active AND n.last_id > c.sealed_to
+                 AND (c.site = n.site_id OR (c.site = '*' AND NOT EXISTS (
+                    SELECT 1 FROM export_coverage own WHERE own.job = k.job AND own.site = n.site_id)))),
+                (SELECT min(sealed_at) FROM export_batches b WHERE b.job = k.job AND b.state = 'sealed'))
         FROM export_coverage k GROUP BY job ORDER BY job
         """
     )
     return [
         JobState(
-            job=job, active=active, waiting=int(waiting), exported=int(exported), buckets=tuple(buckets.get(job, ()))
+            job=job,
+            active=active,
+            waiting=int(waiting),
+            exported=int(exported),
+            buckets=tuple(buckets.get(job, ())),
+            oldest_waiting=oldest.astimezone(UTC) if oldest else None,
         )
-        for job, active, waiting, exported in rows
+        for job, active, waiting, exported, oldest in rows
     ]
 
 
@@ -109,3 +122,8 @@ def _buckets(conn: Connection) -> dict[str, list[BucketState]]:
         )
         states.setdefault(job, []).append(state)
     return states
+
+
+def database_bytes(conn: Connection) -> int:
+    """Return how much disk the whole database takes."""
+    return int(fetch_value(conn, "SELECT pg_database_size(current_database())"))

@@ -23,6 +23,14 @@ class Refused:
     refused_at: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept(Refused):
+    """An entry of the quarantine. `acknowledged`: its sender was told that it is kept, so it stays for good."""
+
+    id: int
+    acknowledged: bool
+
+
 @dataclass(frozen=True, slots=True)
 class RefusalCount:
     """How often a kind of thing was refused of a site in the last day. The site is empty where none was known."""
@@ -87,9 +95,22 @@ def counts_of_a_day(conn: Connection) -> list[RefusalCount]:
     return [RefusalCount(*row) for row in rows]
 
 
-def newest(conn: Connection, *, limit: int) -> list[Refused]:
-    """Return what was refused last, newest first."""
+def newest(
+    conn: Connection, *, limit: int, kind: str | None = None, site_id: str | None = None, below: int | None = None
+) -> list[Kept]:
+    """Return what was refused last, newest first: of one kind or site, before one entry, or any."""
     rows = conn.execute(
-        "SELECT kind, reason, site_id, content, refused_at FROM quarantine ORDER BY id DESC LIMIT %s", (limit,)
+        "SELECT id, kind, reason, site_id, content, refused_at, acknowledged FROM quarantine"
+        " WHERE kind = coalesce(%(kind)s, kind) AND coalesce(site_id, '') = coalesce(%(site)s, site_id, '')"
+        " AND id < coalesce(%(below)s, 9223372036854775807) ORDER BY id DESC LIMIT %(limit)s",
+        {"kind": kind, "site": site_id, "below": below, "limit": limit},
     )
-    return [Refused(kind=k, reason=r, site_id=s, content=c, refused_at=at) for k, r, s, c, at in rows]
+    return [
+        Kept(id=i, kind=k, reason=r, site_id=s, content=c, refused_at=at, acknowledged=a)
+        for i, k, r, s, c, at, a in rows
+    ]
+
+
+def sizes(conn: Connection) -> dict[str, int]:
+    """Return how many entries are kept of each kind."""
+    return dict(conn.execute("SELECT kind, count(*) FROM quarantine GROUP BY kind ORDER BY kind").fetchall())

@@ -1,7 +1,7 @@
 """Runs of export jobs: the lease that saves double work, and the record that people read."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from appliance.store.database import Connection, fetch_value
@@ -22,6 +22,11 @@ class Run:
     batches: int
     row_count: int
     message: str
+
+    @property
+    def took(self) -> timedelta | None:
+        """How long it ran; None while it does."""
+        return self.finished_at - self.started_at if self.finished_at else None
 
 
 def take_lease(conn: Connection, job: str, holder: UUID) -> bool:
@@ -72,14 +77,41 @@ def finish(  # noqa: PLR0913 - the columns of one row
     )
 
 
+_COLUMNS = "job, started_at, finished_at, outcome, batches, row_count, message"
+
+
 def latest(conn: Connection, *, limit: int) -> list[Run]:
     """Return the newest runs of all jobs, newest first."""
     rows = conn.execute(
-        "SELECT job, started_at, finished_at, outcome, batches, row_count, message FROM export_runs"
-        " ORDER BY id DESC LIMIT %s",
+        f"SELECT {_COLUMNS} FROM export_runs ORDER BY id DESC LIMIT %s",  # noqa: S608 - column names of our own
         (limit,),
     )
-    return [
-        Run(job=j, started_at=s, finished_at=f, outcome=o, batches=b, row_count=n, message=m)
-        for j, s, f, o, b, n, m in rows
-    ]
+    return [_run(*row) for row in rows]
+
+
+def last_of_each_job(conn: Connection) -> dict[str, Run]:
+    """Return the newest run of each job."""
+    rows = conn.execute(
+        f"SELECT DISTINCT ON (job) {_COLUMNS} FROM export_runs ORDER BY job, id DESC"  # noqa: S608 - as above
+    )
+    return {run.job: run for run in (_run(*row) for row in rows)}
+
+
+def _run(  # noqa: PLR0913, PLR0917 - the columns of one row
+    job: str,
+    started_at: datetime,
+    finished_at: datetime | None,
+    outcome: str,
+    batches: int,
+    row_count: int,
+    message: str,
+) -> Run:
+    return Run(
+        job=job,
+        started_at=started_at,
+        finished_at=finished_at,
+        outcome=outcome,
+        batches=batches,
+        row_count=row_count,
+        message=message,
+    )

@@ -37,6 +37,12 @@ def probe_all(settings: Settings) -> list[Probe]:
         return [probe(bucket, settings.buckets[name].prefix, local) for name, bucket in build_probed(settings).items()]
 
 
+def probe_one(settings: Settings, name: str) -> Probe:
+    """Try one configured bucket below its own prefix."""
+    with TemporaryDirectory() as directory:
+        return probe(build_probed(settings)[name], settings.buckets[name].prefix, _local_object(Path(directory)))
+
+
 def probe(bucket: ProbedBucket, prefix: str, local: LocalObject) -> Probe:
     """Try a bucket until something fails: what comes after needs what came before."""
     result = Probe(bucket.name)
