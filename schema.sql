@@ -150,6 +150,8 @@ CREATE TABLE export_deliveries (
     -- Since it last went well; and until when it is left alone.
     failures        INTEGER NOT NULL DEFAULT 0,
     retry_at        TIMESTAMPTZ,
+    -- All there ever were.
+    errors          INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, sequence, bucket),
     FOREIGN KEY (job, sequence) REFERENCES export_batches
 );

@@ -1,8 +1,11 @@
 """Log format and redaction: one line a record, bounded, without secrets."""
 
+import itertools
+import json
 import logging
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -31,11 +34,19 @@ class _Formatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt=None)
         self._redact = redactor(secrets)
 
-    def format(self, record: logging.LogRecord) -> str:
+    def message_of(self, record: logging.LogRecord) -> str:
+        """Return the message without secrets, in one line of a bounded length."""
         # Secrets first: cut or escaped, one would no longer be recognised.
         message = self._redact(record.getMessage()).translate(_CONTROL)
         if len(message) > MAX_MESSAGE_CHARS:
             message = f"{message[:MAX_MESSAGE_CHARS]}... ({len(message)} characters)"
+        return message
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = self.message_of(record)
+        request = request_id()
+        if request:
+            message += f" (request {request})"
         # exc_text is what another handler may have made of the exception.
         clean = logging.makeLogRecord({**record.__dict__, "msg": message, "args": None, "exc_text": None})
         return super().format(clean)
@@ -44,6 +55,24 @@ class _Formatter(logging.Formatter):
         """Indent a traceback, so that no text in it can pass for a record."""
         lines = self._redact(super().formatException(ei)).splitlines()
         return "\n".join(f"  | {line.translate(_CONTROL)[:MAX_MESSAGE_CHARS]}" for line in lines)
+
+
+class _JsonFormatter(_Formatter):
+    """The same as one JSON object a line, in ASCII alone."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        content = {
+            "time": self.formatTime(record).replace(" ", "T"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": self.message_of(record),
+        }
+        request = request_id()
+        if request:
+            content["request"] = request
+        if record.exc_info:
+            content["exception"] = self.formatException(record.exc_info)
+        return json.dumps(content)
 
 
 class _Redactor:
@@ -71,14 +100,41 @@ def redactor(secrets: Iterable[str]) -> _Redactor:
     return _Redactor(secrets)
 
 
-def configure(*, secrets: Iterable[str] = (), level: int = logging.INFO) -> None:
+def configure(*, secrets: Iterable[str] = (), level: int = logging.INFO, as_json: bool = False) -> None:
     """Send all logging to standard error in the appliance's format. Calling it again replaces the former set-up."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(secrets))
+    handler.setFormatter(_JsonFormatter(secrets) if as_json else _Formatter(secrets))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     # These report each retry of their own; what matters of it reaches the user through our errors.
     for chatty in ("psycopg.pool", "apscheduler", "botocore", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+# Microseconds: what is logged after a restart bears no number of before.
+_numbers = itertools.count(time.time_ns() // 1000)
+_thread = threading.local()
+
+
+def request_number() -> int:
+    """Return a number for a request that has come in."""
+    return next(_numbers)
+
+
+def begin_request(number: int) -> None:
+    """Let what this thread logs from now on name the request."""
+    _thread.request = number
+
+
+def end_request() -> None:
+    """Name no request any more."""
+    _thread.request = None
+
+
+def request_id() -> str:
+    """Return what logs and answers call the request that this thread works on; empty when it works on none."""
+    number: int | None = getattr(_thread, "request", None)
+    # Made only where it is needed, which is hardly ever.
+    return f"{number:x}" if number is not None else ""
 
 
 class Seldom:

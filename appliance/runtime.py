@@ -5,22 +5,27 @@ survive a fork.
 """
 
 import logging
+import os
 import threading
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from flask import Flask, jsonify, request
 from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response
 
-from appliance.admin import demo, health, pages
+from appliance.admin import demo, health, metrics, pages
 from appliance.admin.auth import session_key
 from appliance.admin.sentences import ANY_SITE
+from appliance.alerts.conditions import Room
+from appliance.alerts.watch import Watch
 from appliance.collect import routes as collect
 from appliance.collect.admission import Admission
 from appliance.collect.collector import Collector
 from appliance.collect.inbox import Inbox
 from appliance.collect.refusals import Refusals
 from appliance.collect.spool import Spool
+from appliance.collect.tallies import RequestTally
 from appliance.config import Settings
 from appliance.errors import ApplianceError, DatabaseUnavailableError
 from appliance.export.buckets.probe import Probe
@@ -29,18 +34,25 @@ from appliance.export.job import Exporter, Report
 from appliance.export.process import probe_apart, run_apart, verify_apart
 from appliance.export.scheduler import Scheduler
 from appliance.export.verify import Verdict
+from appliance.log import request_id
 from appliance.store import counters
 from appliance.store.attach import conninfo_of
 from appliance.store.database import Database
 from appliance.store.migrations import migrate
+from appliance.wire.figures import WebFigures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
 # Of the ten seconds that `docker stop` gives, PostgreSQL needs some too (server.py).
 EXPORT_STOP_SECONDS = 4.0
+_ALERT_STOP_SECONDS = 1.0
 _PREPARE_EVERY_SECONDS = 0.5
 _SESSION_HOURS = 12
 _SPOOL_NEARLY_FULL = 0.9
+_SERVER_ERROR = 500
 
 
 class Runtime:
@@ -58,6 +70,10 @@ class Runtime:
         self._exporter = Exporter(settings, self.db, conninfo=self._conninfo, stopping=self.stopping)
         self._scheduler = Scheduler(settings, self.db, self._exporter, run=self.run_export, stopping=self.stopping)
         self.errands = Errands(self._verify, self._probe)
+        self.requests = {path: RequestTally() for path in collect.PATHS}
+        self.watch = Watch(settings, self.db, room=self.room)
+        self.web: Callable[[], WebFigures | None] = lambda: None
+        """What the web server counts; it says how to ask it."""
         self._preparer = threading.Thread(target=self._prepare, name="prepare", daemon=True)
 
     def start(self) -> None:
@@ -68,13 +84,16 @@ class Runtime:
         self.db.open()
         self.refusals.start()
         self._preparer.start()
+        self.watch.start()
 
     def stop(self) -> None:
         """Close everything, the way in first. An export ends at its next safe point or is cut off."""
         self.stopping.set()
+        self.watch.stop()
         self.inbox.close()
         self.refusals.stop()
         self._scheduler.stop(EXPORT_STOP_SECONDS)
+        self.watch.wait(_ALERT_STOP_SECONDS)
         self.db.close()
 
     def run_export(self, job: str) -> Report:
@@ -100,12 +119,18 @@ class Runtime:
         return probe_apart(self.settings, bucket, conninfo=self._conninfo, stopping=self.stopping)
 
     def problems(self) -> list[str]:
-        """Name what keeps events from being taken in."""
+        """Name what keeps events from being taken in, or soon will, and exports that are later than is allowed."""
         if not self.inbox.alive:
             return ["the inbox does not run"]
+        problems = []
         if self.inbox.database_away and self.spool.used_bytes > self.spool.max_bytes * _SPOOL_NEARLY_FULL:
-            return ["the database is away and the spool is nearly full"]
-        return []
+            problems.append("the database is away and the spool is nearly full")
+        if self.room().disk_free < self.settings.health.min_free_disk_bytes:
+            problems.append("the disk of the data directory is nearly full")
+        if self.watch.late_jobs:
+            # Not which: a job may bear a client's name, and strangers can ask for this.
+            problems.append("exports are later than health.max_export_lag_minutes")
+        return problems
 
     def notes(self) -> list[str]:
         """Name what is not as it should be while events are taken in."""
@@ -116,6 +141,27 @@ class Runtime:
             preparing = self._preparer.is_alive()
             notes.append("the database is being prepared" if preparing else "the scheduler does not run")
         return notes
+
+    def web_figures(self) -> WebFigures | None:
+        """Return what the web server counts; None where nobody has said how to ask it."""
+        return self.web()
+
+    def room(self) -> Room:
+        """Return how full disk and spool are."""
+        data_dir = self.settings.server.data_dir
+        try:
+            disk = os.statvfs(data_dir)
+            # What this user can have of it, as df has it.
+            free, size = disk.f_bavail * disk.f_frsize, (disk.f_blocks - disk.f_bfree + disk.f_bavail) * disk.f_frsize
+        except OSError:
+            free = size = 0
+        return Room(
+            disk_path=str(data_dir),
+            disk_free=free,
+            disk_size=size,
+            spool_used=self.spool.used_bytes,
+            spool_size=self.spool.max_bytes,
+        )
 
     def warnings(self) -> list[str]:
         """Say to the admin what the notes say, and what is wrong with the configuration as traffic shows."""
@@ -165,6 +211,7 @@ def create_app(runtime: Runtime) -> Flask:
     app.register_blueprint(
         health.blueprint(runtime.db, settings.server.data_dir, problems=runtime.problems, notes=runtime.notes)
     )
+    app.register_blueprint(metrics.blueprint(settings.admin.token.get_secret_value(), _figures_of(runtime)))
     app.register_blueprint(pages.blueprint(settings, runtime.db, runtime))
     if settings.server.demo:
         app.register_blueprint(demo.blueprint())
@@ -174,8 +221,20 @@ def create_app(runtime: Runtime) -> Flask:
     app.register_error_handler(OverflowError, lambda _error: _in_json(BadRequest()))
     app.extensions["appliance"] = runtime
     collector = Collector(settings, runtime.inbox, runtime.admission, runtime.refusals)
-    app.wsgi_app = collect.in_front_of(app.wsgi_app, collector)  # type: ignore[assignment, method-assign]
+    app.wsgi_app = collect.in_front_of(app.wsgi_app, collector, runtime.requests)  # type: ignore[assignment, method-assign]
     return app
+
+
+def _figures_of(runtime: Runtime) -> metrics.Sources:
+    return metrics.Sources(
+        db=runtime.db,
+        inbox=runtime.inbox,
+        refusals=runtime.refusals,
+        requests=runtime.requests,
+        room=runtime.room,
+        web=runtime.web_figures,
+        alerts_looked_at=lambda: runtime.watch.looked_at,
+    )
 
 
 def _in_json(error: HTTPException) -> Response | HTTPException:
@@ -183,7 +242,9 @@ def _in_json(error: HTTPException) -> Response | HTTPException:
     if request.path.startswith("/admin/"):
         return error
     answer = error.get_response()
-    answer.set_data(jsonify(error=error.name.lower()).get_data())
+    # What has failed stands in the log under this name.
+    named = {"request": request_id()} if answer.status_code >= _SERVER_ERROR and request_id() else {}
+    answer.set_data(jsonify(error=error.name.lower(), **named).get_data())
     answer.content_type = "application/json"
     return answer
 

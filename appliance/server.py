@@ -86,7 +86,9 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.server.host, settings.server.port)
     embedded = not settings.database.url.get_secret_value()
     postgres = EmbeddedPostgres(data_dir) if embedded else None
-    _print_welcome(settings)
+    # A program that reads the log line by line would stumble over it.
+    if settings.server.log_format == "text":
+        _print_welcome(settings)
     try:
         _Supervisor(settings, listener, postgres, lock).run()
     finally:

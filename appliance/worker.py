@@ -11,6 +11,7 @@ import selectors
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +24,9 @@ from gunicorn.http import errors, wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
 from appliance.collect.client import is_local, rate_key
-from appliance.collect.http import LATER, Later
+from appliance.collect.http import ARRIVED, LATER, Later
+from appliance.log import begin_request, end_request, request_number
+from appliance.wire.figures import WebFigures
 from appliance.wire.framing import FramingError, Incoming
 from appliance.wire.sockets import AnswerSocket, received, refusal, send_now, unread_bytes
 from appliance.wire.threads import Threads
@@ -86,11 +89,12 @@ class _Connection:
 class _Answering:
     """A request that is being answered."""
 
-    __slots__ = ("conn", "later", "response", "reusable", "sock")
+    __slots__ = ("conn", "later", "number", "response", "reusable", "sock")
 
     def __init__(self, conn: _Connection) -> None:
         self.conn = conn
         self.sock = AnswerSocket(conn.sock)
+        self.number = request_number()
         self.response: Any = None
         self.later: Later | None = None
         # Whether the connection can be used for another request.
@@ -120,6 +124,8 @@ class Worker(ThreadWorker):
         self._per_address = PerAddress[_Connection](limit=_MAX_INCOMPLETE_PER_ADDRESS)
         self._incomplete_bytes = 0
         self._busy = 0
+        self._refused: Counter[int] = Counter()
+        self._dropped = 0
         self._swept_at = 0.0
         self._max_body_bytes = _MIN_READ_BYTES
 
@@ -129,6 +135,7 @@ class Worker(ThreadWorker):
         """Serve until told to stop, then close the appliance's parts within what is left of the grace period."""
         runtime: Runtime = self.wsgi.extensions["appliance"]
         self._max_body_bytes = max(_MIN_READ_BYTES, runtime.settings.collect.max_body_bytes + 1)
+        runtime.web = self.figures
         runtime.start()
         try:
             self._serve()
@@ -141,6 +148,12 @@ class Worker(ThreadWorker):
         """Begin to stop: exports hear of it while the last requests are answered."""
         self.wsgi.extensions["appliance"].stopping.set()
         super().handle_exit(sig, frame)
+
+    def figures(self) -> WebFigures:
+        """Return what the main loop has counted."""
+        return WebFigures(
+            connections=self.nr_conns, requests=self._busy, refused=dict(self._refused), dropped=self._dropped
+        )
 
     def get_thread_pool(self) -> "Threads":
         """Return what answers requests."""
@@ -200,6 +213,7 @@ class Worker(ThreadWorker):
                 log.warning("a connection could not be taken: %s", error)
             return
         if self.nr_conns >= self.worker_connections and not self._make_place():
+            self._dropped += 1
             sock.close()
             return
         sock.setblocking(True)  # noqa: FBT003 - the signature is Python's
@@ -220,6 +234,7 @@ class Worker(ThreadWorker):
         return False
 
     def _drop(self, conn: _Connection) -> None:
+        self._dropped += 1
         for room in (self._lingering, self._idle):
             room.remove(conn)
         self._leave_incomplete(conn)
@@ -313,7 +328,7 @@ class Worker(ThreadWorker):
             self._refuse(conn, 503)
         else:
             self._busy += 1
-            self.tpool.submit(partial(self._answer, conn, request))
+            self.tpool.submit(partial(self._answer, conn, request, time.monotonic()))
 
     def finish_request(self, conn: _Connection, fs: bool) -> None:  # noqa: FBT001 - the name is gunicorn's
         """Go on with a connection whose request a thread has answered; `fs`: it can be used for another."""
@@ -330,6 +345,7 @@ class Worker(ThreadWorker):
 
     def _refuse(self, conn: _Connection, status: int) -> None:
         """Answer from the main loop what needs no thread, and end the connection."""
+        self._refused[status] += 1
         send_now(conn.sock, refusal(status))
         self._linger(conn)
 
@@ -352,7 +368,7 @@ class Worker(ThreadWorker):
 
     # -- answering, in a thread ---------------------------------------------------------------------------------------
 
-    def _answer(self, conn: _Connection, request: bytes) -> None:
+    def _answer(self, conn: _Connection, request: bytes, arrived: float) -> None:
         """Answer one request, or begin what its answer waits for."""
         # Made of bytes that are all here: whatever the parser thinks of them, it never waits for more.
         parser = http.get_parser(self.cfg, _pieces(request), conn.client)
@@ -363,6 +379,7 @@ class Worker(ThreadWorker):
             answering.response, environ = wsgi.create(req, answering.sock, conn.client, conn.server, self.cfg)
             environ["wsgi.multithread"] = True
             environ[LATER] = True
+            environ[ARRIVED] = arrived
             if not self.alive:
                 answering.response.force_close()
             body = self.wsgi(environ, answering.response.start_response)
@@ -383,6 +400,7 @@ class Worker(ThreadWorker):
     @contextmanager
     def _finishing(self, answering: "_Answering") -> Iterator[None]:
         """Tell the main loop when an answer is out, and turn what went wrong into one where nothing was sent yet."""
+        begin_request(answering.number)
         try:
             yield
         except StopIteration:
@@ -397,6 +415,7 @@ class Worker(ThreadWorker):
             if not answering.sock.sent:
                 send_now(answering.conn.sock, refusal(500))
         finally:
+            end_request()
             if answering.later is None:
                 self.method_queue.defer(self.finish_request, answering.conn, answering.reusable)
 

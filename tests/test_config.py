@@ -98,7 +98,8 @@ def test_every_option_that_the_example_explains_is_one(read: Load) -> None:
     assert isinstance(settings.buckets["nas"], DirectoryBucket)
     shown = set(re.findall(r"(?m)^(\w+) = ", text))
     sections = (settings.server, settings.database, settings.admin, settings.collect, settings.sites[0])
-    every = (*sections, settings.retention, *settings.buckets.values(), *settings.exports.values())
+    more = (settings.retention, settings.health, settings.alerts)
+    every = (*sections, *more, *settings.buckets.values(), *settings.exports.values())
     assert shown == {name for section in every for name in type(section).model_fields}
 
 
@@ -159,9 +160,10 @@ def test_a_secret_can_stand_in_a_file_or_another_variable(
 def test_settings_show_no_secret_and_cannot_be_changed(read: Load) -> None:
     keys = 'access_key_id = "AKIA-hidden"\nsecret_access_key = "hidden-key"\n'
     settings = read(
-        '[admin]\npassword = "hidden-p"\ntoken = "hidden-t"\n[database]\nurl = "postgresql://hidden-u"\n' + S3 + keys
+        '[admin]\npassword = "hidden-p"\ntoken = "hidden-t"\n[database]\nurl = "postgresql://hidden-u"\n'
+        '[alerts]\nurls = ["json://hidden-a"]\n' + S3 + keys
     )
-    assert len(settings.secret_values()) == 5
+    assert len(settings.secret_values()) == 6
     assert "hidden" not in repr(settings) + str(settings) + settings.model_dump_json()
     with pytest.raises(ValueError, match="frozen"):
         settings.server.demo = True
@@ -281,6 +283,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "a database that is none": ('[database]\nurl = "x"', "database.url: write it as postgresql://user:password@"),
     "no data directory": ('[server]\ndata_dir = ""', "server.data_dir: write a path"),
     "no directory": ('[buckets.a]\nkind = "directory"\npath = ""', "buckets.a.path: write a path"),
+    "an alert's URL": ('[alerts]\nurls = ["me@example.com"]', "alerts.urls.0: write an address as apprise reads it"),
+    "no list of URLs": ('[alerts]\nurls = "json://x"', "alerts.urls: write a list"),
+    "no free disk": ("[health]\nmin_free_disk_bytes = -1", "health.min_free_disk_bytes: it must be at least 0"),
+    "log format": ('[server]\nlog_format = "xml"', 'server.log_format: write "text" or "json"'),
     "no TOML": ("[server", "config.toml: not a TOML file"),
     "a NUL in a path": (S3 + '[buckets.vault]\nkind = "directory"\npath = "a\\u0000b"\n' + JOB, "buckets.vault.path"),
 }

@@ -1,36 +1,53 @@
 """The log: one bounded line a record, and never a secret in it."""
 
 import io
+import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
+from conftest import Appliance, http
 
 from appliance import log
+from appliance.collect.http import Request
+from appliance.collect.routes import PATHS, in_front_of
+from appliance.collect.tallies import RequestTally
 from appliance.log import MAX_MESSAGE_CHARS, redactor
 
 SECRET = "s3cr3t-key/with+signs="
 SHORTER = "s3cr3t-key"
 
 
-def set_up(secrets: Iterable[str]) -> io.StringIO:
+def set_up(secrets: Iterable[str], *, as_json: bool = False) -> io.StringIO:
     """Set logging up as the appliance does and return what stands for standard error."""
     stream = io.StringIO()
-    log.configure(secrets=secrets)
+    log.configure(secrets=secrets, as_json=as_json)
     for handler in logging.getLogger().handlers:
         assert isinstance(handler, logging.StreamHandler)
         handler.setStream(stream)
     return stream
 
 
+SECRETS = [SHORTER, SECRET, "two\nlines", "", "abc"]
+
+
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    yield set_up([SHORTER, SECRET, "two\nlines", "", "abc"])
+    yield set_up(SECRETS)
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def in_json(written: io.StringIO) -> io.StringIO:
+    """The same, as JSON."""
+    assert not written.getvalue()
+    return set_up(SECRETS, as_json=True)
 
 
 logger = logging.getLogger("appliance.test")
@@ -166,3 +183,100 @@ PASSWORDS = {
 @pytest.mark.parametrize(("text", "clean"), PASSWORDS.values(), ids=PASSWORDS)
 def test_a_password_in_a_database_url_is_blanked_without_being_known(text: str, clean: str) -> None:
     assert redactor([])(text) == clean
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+
+
+def test_in_json_a_record_is_an_object_on_one_line(in_json: io.StringIO) -> None:
+    logger.warning("took %d events of \u201cshop\u201d", 3)
+    (line,) = in_json.getvalue().splitlines()
+    record = json.loads(line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record.pop("time"))
+    message = "took 3 events of \u201cshop\u201d"
+    assert record == {"level": "WARNING", "logger": "appliance.test", "message": message}
+
+
+@pytest.mark.parametrize("trick", [*FORGERIES, '"', "\\", "\u2028", "\ud800"], ids=ascii)
+def test_in_json_nothing_can_forge_a_line_or_steer_a_terminal(in_json: io.StringIO, trick: str) -> None:
+    logger.info("site %s", f"x{trick}y")
+    text = in_json.getvalue()
+    assert text.isascii()
+    assert text.removesuffix("\n").isprintable()
+    assert set(json.loads(text)) == {"time", "level", "logger", "message"}
+
+
+def test_in_json_a_traceback_is_a_field_without_secrets(in_json: io.StringIO) -> None:
+    try:
+        raise ValueError(f"bad key {SECRET}")  # noqa: TRY301 - what is tested is how it is logged
+    except ValueError:
+        logger.exception("failed with %s", SECRET)
+    (line,) = in_json.getvalue().splitlines()
+    record = json.loads(line)
+    assert record["message"] == "failed with ***"
+    assert "ValueError: bad key ***" in record["exception"]
+    assert SHORTER not in line
+
+
+@pytest.mark.parametrize(("message", "argument"), SPILLS.values(), ids=SPILLS)
+def test_in_json_a_secret_never_reaches_the_log(in_json: io.StringIO, message: str, argument: str) -> None:
+    logger.info(message, argument)
+    assert len(in_json.getvalue()) < MAX_MESSAGE_CHARS + 300
+    for part in (SHORTER, SHORTER[:8], "with+signs", "lines"):
+        assert part not in in_json.getvalue()
+
+
+def test_a_program_can_read_every_line_of_a_whole_life(appliance: Callable[..., Appliance]) -> None:
+    box = appliance(server={"log_format": "json"}, admin={"password": "never-to-be-logged"}).start()
+    visitor = b'{"eventType": "click", "siteId": "shop", "visitorId": "visitor-of-mine"}'
+    assert http(box, "POST", "/collect", visitor, {"Content-Type": "text/plain"}).status == 200
+    box.run("export")
+    assert box.stop() == 0
+    records = [json.loads(line) for line in box.log.splitlines()]
+    said = [record["message"] for record in records]
+    assert "ready" in said
+    assert said[-1] == "stopped"
+    for private in ("never-to-be-logged", "visitor-of-mine", "127.0.0.1"):
+        assert private not in box.log
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_logged_for_a_request_names_it_and_nothing_else_does(written: io.StringIO) -> None:
+    first, second = log.request_number(), log.request_number()
+    assert first != second
+    log.begin_request(first)
+    name = log.request_id()
+    logger.info("mine")
+    other = threading.Thread(target=logger.info, args=("of another thread",))
+    other.start()
+    other.join()
+    log.end_request()
+    logger.info("later")
+    mine, another, later = (line.partition("test: ")[2] for line in written.getvalue().splitlines())
+    assert (mine, another, later) == (f"mine (request {name})", "of another thread", "later")
+
+
+def test_in_json_the_request_is_a_field(in_json: io.StringIO) -> None:
+    log.begin_request(255)
+    logger.info("mine")
+    log.end_request()
+    assert json.loads(in_json.getvalue())["request"] == "ff"
+
+
+def test_an_answer_that_failed_names_the_request_that_the_log_names(in_json: io.StringIO) -> None:
+    class Broken:
+        def collect(self, _request: Request) -> Any:
+            raise ZeroDivisionError
+
+        preflight = pixel = collect
+
+    tallies = {path: RequestTally() for path in PATHS}
+    app = in_front_of(lambda *_: [], Broken(), tallies)  # type: ignore[arg-type]
+    log.begin_request(4095)
+    (body,) = app({"PATH_INFO": "/collect", "REQUEST_METHOD": "POST"}, lambda *_: None)
+    log.end_request()
+    assert json.loads(body) == {"error": "internal server error", "request": "fff"}
+    assert json.loads(in_json.getvalue())["request"] == "fff"
+    assert tallies["/collect"].statuses == {500: 1}

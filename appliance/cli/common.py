@@ -23,7 +23,7 @@ def load(file: Path | None) -> Settings:
     """Read the configuration, and let nothing print its secrets."""
     log.configure()
     settings = config.load(file)
-    log.configure(secrets=settings.secret_values())
+    log.configure(secrets=settings.secret_values(), as_json=settings.server.log_format == "json")
     return settings
 
 

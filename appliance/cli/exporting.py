@@ -1,7 +1,7 @@
 """What is done with exports by hand: `export`, `verify`, `backfill`, `restore`."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -16,6 +16,7 @@ from appliance.words import counted
 
 if TYPE_CHECKING:
     from appliance.export.means import Means
+    from appliance.export.verify import Verdict
 
 
 class _Moment(click.ParamType[datetime]):
@@ -81,7 +82,9 @@ def verify(job: str | None, file: Path | None, *, repairs: bool, as_json: bool) 
         names = [job] if job else jobs
         with progress() as tell:
             verdicts = [verification.Verification(means, name, tell).run() for name in names]
-        left = [what for verdict in verdicts for what in verification.repair(means, verdict)] if repairs else []
+        unrepaired = {v.job: verification.repair(means, v) for v in verdicts} if repairs else {}
+        _tell_of_damage(means, verdicts, unrepaired)
+    left = [what for whats in unrepaired.values() for what in whats]
     if as_json:
         print_json([asdict(verdict) for verdict in verdicts])
     for verdict in verdicts if not as_json else ():
@@ -203,6 +206,24 @@ def _check_bucket(means: "Means", bucket: str) -> None:
     if bucket not in means.buckets:
         known = ", ".join(means.buckets)
         raise click.BadParameter(f"there is no bucket {bucket} in the configuration (there are: {known})")
+
+
+def _tell_of_damage(means: "Means", verdicts: Sequence["Verdict"], unrepaired: Mapping[str, list[str]]) -> None:
+    """Send an alert where damage was found, or where it is repaired or gone."""
+    if not means.settings.alerts.urls:
+        return
+    from appliance.alerts import conditions  # noqa: PLC0415 - only where there are alerts
+    from appliance.alerts.watch import board_of  # noqa: PLC0415
+
+    holding, judged = {}, set()
+    for verdict in verdicts:
+        found = unrepaired.get(verdict.job, [f"{one.kind}: {one.bucket} {one.key}" for one in verdict.findings])
+        # A bucket that could not be asked says nothing about what was found in it before.
+        if found or not verdict.problems:
+            judged.add(conditions.damage_key(verdict.job))
+        if found:
+            holding[conditions.damage_key(verdict.job)] = conditions.of_damage(verdict.job, found)
+    board_of(means.settings).settle(holding, judged.__contains__)
 
 
 def _print_verdict(verdict: Any) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from appliance.admin.sentences import ANY_SITE
+from appliance.alerts.conditions import Alert
+from appliance.alerts.sending import Sent, send
 from appliance.cli.common import config_option, json_option, load, print_json
 from appliance.config import ALL_SITES, Settings, exposed_secrets
 from appliance.errors import ConfigError
@@ -32,7 +34,9 @@ def serve(file: Path | None) -> None:
 @click.command(epilog="Example: appliance check --config config.toml")
 @config_option
 @json_option
-@click.option("--probe", is_flag=True, help="Write, read, list and delete an object in every bucket.")
+@click.option(
+    "--probe", is_flag=True, help="Write, read, list and delete an object in every bucket, and send a test alert."
+)
 def check(file: Path | None, as_json: bool, probe: bool) -> None:  # noqa: FBT001 - click passes flags so
     """Read the configuration and say what it means; every error at once, exit code 2; a probe that fails, 1."""
     try:
@@ -45,15 +49,20 @@ def check(file: Path | None, as_json: bool, probe: bool) -> None:  # noqa: FBT00
     warnings = [*exposed_secrets(settings, file), *_warnings(settings)]
     if as_json:
         probes = _probes(settings) if probe else []
-        answer = {"ok": not _failed(probes), "warnings": warnings, "exports": sorted(settings.exports)}
-        print_json(answer | ({"probes": [asdict(one) for one in probes]} if probe else {}))
+        alerts = _test_alerts(settings) if probe else []
+        answer = {"ok": not _failed(probes, alerts), "warnings": warnings, "exports": sorted(settings.exports)}
+        found = {"probes": [asdict(one) for one in probes], "alerts": [asdict(one) for one in alerts]}
+        print_json(answer | (found if probe else {}))
     else:
         for line in [*_describe(settings), *(f"warning: {warning}" for warning in warnings)]:
             click.echo(line)
         probes = _probes(settings) if probe else []
         for one in probes:
             click.echo(one.line)
-    if _failed(probes):
+        alerts = _test_alerts(settings) if probe else []
+        for sent in alerts:
+            click.echo(sent.line)
+    if _failed(probes, alerts):
         sys.exit(1)
 
 
@@ -63,8 +72,13 @@ def _probes(settings: Settings) -> list[Any]:
     return list(probe_all(settings))
 
 
-def _failed(probes: list[Any]) -> bool:
-    return any(probe.failures for probe in probes)
+def _test_alerts(settings: Settings) -> list[Sent]:
+    urls = [url.get_secret_value() for url in settings.alerts.urls]
+    return send(urls, Alert("a test", "Alerts come this way. Nothing is wrong.")) if urls else []
+
+
+def _failed(probes: list[Any], alerts: list[Sent]) -> bool:
+    return any(probe.failures for probe in probes) or any(sent.problem for sent in alerts)
 
 
 def _describe(settings: Settings) -> list[str]:

@@ -88,6 +88,8 @@ class Answer:
 
 # Set by a server that can send an answer later; see Later.
 LATER = "appliance.later"
+# Set by a server that knows it: time.monotonic() when the request was whole.
+ARRIVED = "appliance.arrived"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from appliance.collect import commit
 from appliance.collect.commit import Committer
 from appliance.collect.drain import Drain
 from appliance.collect.spool import Spool, SpoolError
+from appliance.collect.tallies import GroupTally
 from appliance.errors import ApplianceError, DatabaseUnavailableError
 from appliance.log import Seldom
 from appliance.store.database import Database, first_line
@@ -80,6 +81,8 @@ class Inbox:
         self._spool = spool
         self._drain = Drain(db, self._committer, spool)
         self._complaints = Seldom(seconds=10)
+        self.tally = GroupTally()
+        self._turned_away = 0
         self._waiting: deque[_Submission] = deque()
         self._waiting_events = 0
         self._changed = threading.Condition()
@@ -118,6 +121,11 @@ class Inbox:
         """Whether events go to the spool for now."""
         return self._drain.database_away
 
+    @property
+    def turned_away(self) -> int:
+        """Events that could be put nowhere: too many waited, or neither database nor spool took them."""
+        return self._turned_away
+
     def store(self, events: Sequence[Event]) -> Stored:
         """Put the events on disk and return what became of each; the caller's thread waits that long.
 
@@ -144,6 +152,8 @@ class Inbox:
                 self._waiting.append(_Submission(events, done))
                 self._waiting_events += len(events)
                 self._changed.notify()
+            else:
+                self._turned_away += len(events)
         if full:
             done(InboxFullError("too many events are waiting to be stored"))
 
@@ -156,11 +166,11 @@ class Inbox:
             except SpoolError as error:
                 if self._complaints.due():
                     log.error("events are refused: %s", error)  # noqa: TRY400 - the message says it all
-                _refuse(group, error)
+                self._refuse(group, error)
             except Exception as error:
                 # Whatever it was, the threads that wait must hear of it and the writer must live.
                 log.exception("storing a group of events failed")
-                _refuse(group, error)
+                self._refuse(group, error)
 
     def _next_group(self) -> list[_Submission]:
         """Wait for events; return what has gathered, or nothing when it is time to end."""
@@ -180,24 +190,28 @@ class Inbox:
         events = [event for submission in group for event in submission.events]
         if not self._drain.database_away:
             try:
-                _share_out(group, self._committer.store(events, within_seconds=_COMMIT_SECONDS))
+                outcome = self._committer.store(events, within_seconds=_COMMIT_SECONDS)
             except (DatabaseUnavailableError, psycopg.Error) as error:
                 if self._complaints.due():
                     log.warning("the database does not take events, they go to the spool: %s", first_line(error))
                 if isinstance(error, DatabaseUnavailableError):
                     self._drain.note_failure()
             else:
+                self.tally.note_stored(events, outcome)
+                _share_out(group, outcome)
                 self._drain.note_success()
                 return
         self._spool.append(events)
+        self.tally.note_spooled(events)
         self._drain.note_backlog()
         for submission in group:
             submission.answer(_all_new(submission, spooled=True))
 
-
-def _refuse(group: Sequence[_Submission], error: Exception) -> None:
-    for submission in group:
-        submission.answer(InboxFullError(f"the events could not be stored: {error}"))
+    def _refuse(self, group: Sequence[_Submission], error: Exception) -> None:
+        with self._changed:
+            self._turned_away += sum(len(submission.events) for submission in group)
+        for submission in group:
+            submission.answer(InboxFullError(f"the events could not be stored: {error}"))
 
 
 def _all_new(submission: _Submission, *, spooled: bool) -> Stored:

@@ -29,6 +29,8 @@ class Refusals:
         self._db = db
         self._waiting: dict[str, list[Refused]] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
+        self.totals: Counter[tuple[str, str]] = Counter()
+        """All that was refused since the start, by kind and site."""
         self._forgetting = Seldom(seconds=_FORGET_SECONDS)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -48,6 +50,7 @@ class Refusals:
         """Note that something was refused. The site must be one that is known: there are endless unknown ones."""
         with self._lock:
             self._counts[kind, site_id] += number
+            self.totals[kind, site_id] += number
             waiting = self._waiting.setdefault(kind, [])
             if len(waiting) < _MAX_WAITING_PER_KIND:
                 kept = content[:_KEPT_BYTES] if content is not None else None

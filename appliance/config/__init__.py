@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from appliance.config.problems import describe, unknown_variable
-from appliance.config.sections import Admin, Bucket, DirectoryBucket, Export, S3Bucket, Site
+from appliance.config.sections import Admin, Alerts, Bucket, DirectoryBucket, Export, Health, S3Bucket, Site
 from appliance.config.settings import ENV_PREFIX, Settings
 from appliance.config.values import ALL_SITES, PASSWORD_HASH, SITE_ID_PATTERN
 from appliance.errors import ConfigError
@@ -23,9 +23,11 @@ __all__ = [
     "PASSWORD_HASH",
     "SITE_ID_PATTERN",
     "Admin",
+    "Alerts",
     "Bucket",
     "DirectoryBucket",
     "Export",
+    "Health",
     "S3Bucket",
     "Settings",
     "Site",

@@ -23,6 +23,8 @@ _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "buckets": (sections.S3Bucket, sections.DirectoryBucket),
     "exports": (sections.Export,),
     "retention": (sections.Retention,),
+    "health": (sections.Health,),
+    "alerts": (sections.Alerts,),
 }
 _SECRET_KEYS = frozenset({"password", "token", "url", "access_key_id", "secret_access_key"})
 
@@ -50,7 +52,7 @@ _WORDS = {
 }
 _WRITTEN_AS_JSON = frozenset({"tuple_type", "dict_type", "model_type"})
 # The sections whose options have one place each, and so one variable of the environment.
-_PLAIN_SECTIONS = ("server", "database", "admin", "collect")
+_PLAIN_SECTIONS = ("server", "database", "admin", "collect", "health", "alerts")
 _CLOSE = 0.75
 
 
@@ -88,7 +90,7 @@ def _got(details: ErrorDetails, loc: list[str]) -> str:
     value = details["input"]
     if _has_wrong_kind(details):
         value = value["kind"]
-    hidden = loc[-1] in _SECRET_KEYS or loc[0] in {"admin", "database"}
+    hidden = loc[-1] in _SECRET_KEYS or loc[0] in {"admin", "database"} or loc[:2] == ["alerts", "urls"]
     if details["type"] == "missing" or hidden or not isinstance(value, str | int | float | list):
         return ""
     text = json.dumps(value, default=str, ensure_ascii=False)

@@ -10,6 +10,7 @@ from appliance.config import values
 from appliance.config.values import (
     ALL_SITES,
     AccessKey,
+    AlertUrl,
     FilePath,
     Name,
     NameOrNone,
@@ -35,6 +36,7 @@ class Server(_Section):
     data_dir: FilePath = Path("/data")
     trusted_proxies: tuple[Network, ...] = ()
     demo: bool = False
+    log_format: Literal["text", "json"] = "text"
 
     @property
     def host(self) -> str:
@@ -200,3 +202,20 @@ class Retention(_Section):
     """How long rows stay in the table after their last delivery; 0 keeps them for ever."""
 
     keep_days: Annotated[int, AfterValidator(values.check_keep_days)] = 0
+
+
+class Health(_Section):
+    """When the appliance says of itself that it is not ready; 0 is never."""
+
+    min_free_disk_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
+    max_export_lag_minutes: Annotated[int, Field(ge=0)] = 0
+
+
+class Alerts(_Section):
+    """Who is told of what is wrong, and from when on; 0 minutes or percent are never."""
+
+    urls: tuple[AlertUrl, ...] = ()
+    failed_runs: Annotated[int, Field(ge=1, le=100)] = 3
+    exports_late_minutes: Annotated[int, Field(ge=0)] = 120
+    disk_free_percent: Annotated[int, Field(ge=0, le=90)] = 10
+    spool_used_percent: Annotated[int, Field(ge=0, le=99)] = 50

@@ -1,6 +1,6 @@
 """All sections together, from the file and the environment."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, SecretStr, ValidationError, model_validator
@@ -8,7 +8,18 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from appliance.config.rules import as_init_error, reference_problems, with_default_job, with_kinds
-from appliance.config.sections import Admin, Bucket, Collect, DatabaseSettings, Export, Retention, Server, Site
+from appliance.config.sections import (
+    Admin,
+    Alerts,
+    Bucket,
+    Collect,
+    DatabaseSettings,
+    Export,
+    Health,
+    Retention,
+    Server,
+    Site,
+)
 from appliance.config.values import DatabaseUrl, Name
 
 if TYPE_CHECKING:
@@ -48,6 +59,8 @@ class Settings(BaseSettings):
     buckets: dict[Name, Bucket] = {}
     exports: dict[Name, Export] = {}
     retention: Retention = Retention()
+    health: Health = Health()
+    alerts: Alerts = Alerts()
 
     @classmethod
     def settings_customise_sources(
@@ -86,8 +99,14 @@ class Settings(BaseSettings):
 
 def _secrets_of(section: BaseModel) -> Iterator[SecretStr]:
     for value in (getattr(section, name) for name in type(section).model_fields):
-        for item in value.values() if isinstance(value, dict) else [value]:
+        for item in _items_of(value):
             if isinstance(item, SecretStr):
                 yield item
             elif isinstance(item, BaseModel):
                 yield from _secrets_of(item)
+
+
+def _items_of(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, tuple) else [value]

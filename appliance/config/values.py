@@ -65,6 +65,13 @@ def _check_database_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_alert_url(value: SecretStr) -> SecretStr:
+    # Which services there are only apprise knows: `appliance check --probe` asks it.
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*://[!-~]+", value.get_secret_value()):
+        raise ValueError("write an address as apprise reads it, for example mailto://user:password@example.com")
+    return value
+
+
 def _secret_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").rstrip("\r\n")
@@ -175,6 +182,7 @@ Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_resolve_secret), After
 DatabaseUrl: TypeAlias = Annotated[Secret, AfterValidator(_check_database_url)]
 Password: TypeAlias = Annotated[Secret, AfterValidator(_check_password)]
 AccessKey: TypeAlias = Annotated[Secret, AfterValidator(_check_access_key)]
+AlertUrl: TypeAlias = Annotated[Secret, AfterValidator(_check_alert_url)]
 SiteId: TypeAlias = Annotated[str, matching(SITE_ID_PATTERN, "a site id has 1 to 100 letters, digits and . _ -")]
 SiteOrAll: TypeAlias = Annotated[str, matching(rf"\*|{SITE_ID_PATTERN}", 'write site ids, or "*" for every site')]
 Name: TypeAlias = Annotated[str, matching(_NAME_PATTERN, "a name has up to 63 small letters, digits and _ -")]

@@ -109,7 +109,7 @@ def main() -> None:
     # What a library may print must not get into the answer.
     os.dup2(2, 1)
     task, settings, conninfo, name = pickle.load(sys.stdin.buffer)  # noqa: S301 - the worker has written it
-    logs.configure(secrets=settings.secret_values())
+    logs.configure(secrets=settings.secret_values(), as_json=settings.server.log_format == "json")
     stopping = threading.Event()
     threading.Thread(target=_stop_when_told, args=(stopping,), daemon=True).start()
     with os.fdopen(answer, "wb") as stream, suppress(BrokenPipeError):

@@ -95,6 +95,10 @@ class Database:
                 self._pool.drain()
             raise DatabaseUnavailableError(f"the database failed: {first_line(error)}") from error
 
+    def pool_figures(self) -> dict[str, int]:
+        """Return what psycopg's pool counts of itself."""
+        return dict(self._pool.get_stats())
+
     def ping(self) -> None:
         """Raise DatabaseUnavailableError unless the database answers a query within a second or two."""
         with self.connection(wait_seconds=1, answer_seconds=1) as conn:

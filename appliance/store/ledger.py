@@ -276,7 +276,8 @@ def record_failure(conn: Connection, key: Key, bucket: str, error: str) -> None:
     together.
     """
     conn.execute(
-        "UPDATE export_deliveries SET last_error = %(error)s, failures = failures + 1, retry_at = now()"
+        "UPDATE export_deliveries SET last_error = %(error)s, failures = failures + 1, errors = errors + 1,"
+        " retry_at = now()"
         " + least(%(first)s * 2 ^ least(failures, 30), %(longest)s) * (0.75 + random() / 2) * interval '1 second'"
         " WHERE job = %(job)s AND sequence = %(sequence)s AND bucket = %(bucket)s AND state = 'pending'",
         {
