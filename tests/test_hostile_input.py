@@ -492,7 +492,8 @@ def test_whatever_is_asked_for_is_answered_and_never_with_an_error_of_ours(
 @given(request=st.binary(max_size=300) | st.binary(max_size=100).map(lambda rest: b"POST /collect HTTP/1.1\r\n" + rest))
 def test_bytes_that_are_no_request_are_refused(collector: Collector, request: bytes) -> None:
     status = raw_status(collector.box, request)
-    assert status in {400, 413, 431, 501} if request else status == 0
+    # Chance may hit on a method that there is not, and that is spelt well.
+    assert (400 <= status < 500 or status == 501) if request else status == 0
 
 
 # ---- addresses and methods that there are not

@@ -1,5 +1,6 @@
 """What is done with exports by hand: `export`, `verify`, `backfill`, `restore`."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import click
 
 from appliance.cli.common import config_option, json_option, load, print_json
 from appliance.cli.progress import progress
+from appliance.priority import step_back
 from appliance.words import counted
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def export(job: str | None, file: Path | None, as_json: bool) -> None:  # noqa: 
     from appliance.store.attach import attached, conninfo_of  # noqa: PLC0415
 
     with attached(settings) as db:
+        step_back(os.getpid())
         exporter = Exporter(settings, db, conninfo=conninfo_of(settings))
         jobs = exporter.jobs()
         if job is not None and job not in jobs:
@@ -187,6 +190,8 @@ def _means(file: Path | None) -> Iterator["Means"]:
     from appliance.store.attach import attached, conninfo_of  # noqa: PLC0415
 
     with attached(settings) as db:
+        # Somebody waits for an event's answer, nobody for this; PostgreSQL, if it was started here, has started before.
+        step_back(os.getpid())
         yield Means.of(settings, db, conninfo=conninfo_of(settings))
 
 

@@ -27,7 +27,6 @@ from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target, bucket_ahead, target_of
 from appliance.export.means import Means, StoppedError
-from appliance.priority import step_back
 from appliance.store import ledger, marks, restoring, runs, sealing
 from appliance.store.database import Database
 from appliance.store.events import EXPORT_SCHEMA_VERSION, newest_id
@@ -138,8 +137,6 @@ class Exporter:
         that another process has under way, or has left behind, is waited for; with `spare_resting` buckets are left
         alone for a while after they have failed.
         """
-        # Somebody waits for an event's answer, nobody for this.
-        step_back(threading.get_native_id())
         holder = uuid4()
         with self._lease(job, holder, wait=wait_for_lease) as held:
             if not held:
