@@ -237,7 +237,7 @@
     for (;;) {
       const keys = queued();
       const { to, body } = batch(keys, 0);
-      if (!body) return;
+      if (!body) return delete store[PAUSE]; // nothing waits for it
       // A text needs no preflight; and pages replace fetch more often than this, which has a time-out besides.
       const request = new XMLHttpRequest();
       request.open("POST", endpoint);

@@ -55,7 +55,7 @@ def test_what_cannot_be_stored_now_is_kept_and_sent_again_with_the_same_id(visit
     assert len(visitor.queue()) == 1
     (event,) = visitor.stored("pageview")
     assert tries == [[event["eventId"]]] * 2
-    assert visitor.queue() == []
+    visitor.has_sent_all()
 
 
 def test_what_the_server_will_never_take_is_dropped_and_said(site: Site, visitor: Visitor) -> None:
@@ -162,7 +162,7 @@ def test_an_event_that_the_server_cannot_read_costs_only_itself(site: Site, visi
     }""")
     visitor.stored("pageview", "before", "after")
     visitor.hears("nested too deeply")
-    assert visitor.queue() == []
+    visitor.has_sent_all()
 
 
 def test_a_batch_that_is_too_large_for_the_server_is_sent_in_parts(
@@ -351,7 +351,7 @@ def test_what_has_waited_for_seven_days_is_not_sent_and_what_is_younger_is(site:
     }}</script>"""
     visitor.goes_to()
     visitor.stored("young", "pageview")
-    assert visitor.queue() == []
+    visitor.has_sent_all()
 
 
 def holds_back(context: BrowserContext) -> list[Route]:
@@ -395,6 +395,16 @@ def test_without_locks_the_other_tabs_wait_a_moment(
     assert len(held) == 1
     held[0].continue_()
     visitor.stored("pageview", "pageview")
+
+
+def test_without_locks_a_page_that_had_nothing_to_send_hands_over_what_comes_next(site: Site, visitor: Visitor) -> None:
+    visitor.goes_to(origin=site.host("shop.test"))
+    visitor.stored("pageview")
+    visitor.has_sent_all()
+    visitor.hides(hidden=False)
+    visitor.page.evaluate("appliance.track('last')")
+    visitor.hides()
+    visitor.stored("pageview", "last", "pageleave", "vitals", soon=False)
 
 
 FORBIDDEN = (

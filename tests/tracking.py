@@ -43,8 +43,9 @@ class Web:
     numbers: Iterator[int] = field(default_factory=count)
 
     def stored(self, site_id: str) -> list[dict[str, Any]]:
+        """Return a site's events in the order in which the browser made them, which their ids tell."""
         found = self.conn.execute(
-            "SELECT raw_event_data FROM events_log WHERE site_id = %s ORDER BY timestamp, event_id", (site_id,)
+            "SELECT raw_event_data FROM events_log WHERE site_id = %s ORDER BY event_id", (site_id,)
         )
         return [row[0] for row in found]
 
@@ -186,6 +187,10 @@ class Visitor:
         """Return what waits in the browser."""
         items: dict[str, str] = self.page.evaluate("({ ...localStorage })")
         return [json.loads(text) for key, text in items.items() if key.startswith(f"appliance.queue/{self.site.id}/")]
+
+    def has_sent_all(self) -> None:
+        """Wait until nothing waits in the browser."""
+        wait_for(lambda: self.waits() and not self.queue(), "the queue to be empty", seconds=8)
 
     def stored(self, *types: str, soon: bool = True) -> list[dict[str, Any]]:
         """Wait until exactly events of these types are stored. `soon`: have the queue sent at once."""
