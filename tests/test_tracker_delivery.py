@@ -315,7 +315,16 @@ def test_a_server_that_is_killed_while_it_is_sent_to_gets_everything_once_when_i
     site.script = f"{box.url}/tracking.js"
     visitor.goes_to()
     visitor.page.evaluate("for (let n = 0; n < 200; n++) appliance.track('many', { n, fill: 'x'.repeat(900) })")
-    box.kill()
+    asked: list[Route] = []
+
+    def kill_at_the_third(route: Route) -> None:
+        asked.append(route)
+        if len(asked) == 3:
+            box.kill()
+            wait_for(lambda: not box.ready(), "the end of the server", seconds=10)
+        route.continue_()
+
+    visitor.page.route("**/collect", kill_at_the_third)
     visitor.page.evaluate("dispatchEvent(new Event('online'))")
     wait_for(lambda: visitor.waits() and visitor.pause()["until"], "a failed send", seconds=10)
     box.start()
