@@ -2,417 +2,571 @@
 //
 //   <script async src="https://events.example.com/tracking.js" data-site="shop"></script>
 //
-// It records pageviews, clicks, form submissions, how far a page was scrolled and how long it was looked at, and sends
-// them in batches to /collect beside itself. A page can add events of its own:
+// It records what visitors do on a page and sends it to /collect beside itself. docs/tracking.md has every event, every
+// data- attribute and the functions of window.appliance.
 //
-//   window.appliance.track("signup", { plan: "small" });
+// The queue is localStorage, one key for each event, written before anything is sent and removed when the server has
+// said that it stores the event or refuses it for good. So a crash, a closed lid, a lost network or a server that is
+// away lose nothing; all tabs share one queue without a race; and the keys, which are UUIDv7, tell age and order. What
+// can be lost: what has waited for 7 days or finds the queue full, and, where storage is blocked, what a page that is
+// gone could not hand to the browser. An event that is sent twice has one id and is stored once.
 //
-// Events wait in the page until the server has said that it stores or refuses them. When the page is left, what waits
-// is handed to the browser, which delivers it as a rule and tells nobody when it could not; where there is no network,
-// or sending has just failed, or the browser does not take it, it is kept in localStorage instead and sent with the
-// next page. So what can be lost: what the browser took and could not deliver, what a page held that crashed, all but
-// the latest 500 events that wait, and what does not fit in localStorage. Each event has an id, so one that is sent
-// twice is stored once. An event that JSON or one request cannot hold is dropped, and the console says so.
-//
-// Options on the script tag: data-site (required), data-endpoint (default: /collect where the script comes from),
-// data-auto="off" (only what the page tracks by itself). A visitor who has set localStorage "appliance.optout" to "1"
-// is not tracked.
+// Pages may have replaced what they like: nothing here calls fetch or a method of arrays, and whatever goes wrong in
+// here stays in here.
 (function () {
-  "use strict";
-
-  const SESSION_MINUTES = 30; // of silence end a session
+  const SESSION_MS = 1800000; // of silence end a session
   const FLUSH_AFTER_MS = 2000;
-  const MAX_BATCH_EVENTS = 50;
-  const MAX_BATCH_BYTES = 48 * 1024; // browsers limit what may be under way when a page is left to 64 KB
-  const MAX_REQUEST_BYTES = 64 * 1024; // what the server takes if it is not configured otherwise
-  const MAX_KEPT_EVENTS = 500;
-  const RETRY_FROM_MS = 2000;
-  const RETRY_TO_MS = 60000;
-  const LONGEST_PAUSE_MS = 3600000; // whatever the server asks for
-  const TEXT_CHARS = 200; // of a link's or button's text
+  const TIMEOUT_MS = 30000; // of one request
+  const RETRY_TO_MS = 300000;
+  const LONGEST_PAUSE_MS = 7200000; // whatever the server asks for, or a clock that was set back makes of it
+  const MAX_BATCH_CHARS = 21000; // of up to 3 bytes: browsers let 64 KB be under way when a page is left
+  const MAX_EVENT_CHARS = 65000; // about what the server takes if it is not configured otherwise
+  const MAX_QUEUE_CHARS = 1000000;
+  const MAX_QUEUE_MS = 604800000;
+  const MAX_ERRORS = 10; // of one page
+  const MAX_TEXT = 100; // letters of what was pressed, and a third of an error's
+  const IDLE_MS = 15000; // so long after a sign of life a visitor still counts as engaged
+  const RAGE_CLICKS = 3; // as the browser counts them: fast, and in one place
+  const SCROLL_MARKS = [25, 50, 75, 90, 100];
 
-  // Storage can be full, switched off, or forbidden in a frame: then the memory of this page has to do.
-  const memory = {};
+  const SECRET = /token|passw|pwd|secret|mail|api_?key|session|phone|^(auth|code|jwt|key|otp|pin|sig)$/i;
+  const DOWNLOAD = /\.(csv|dmg|docx?|exe|mp[34]|pdf|xlsx?|zip)$/i;
+  const LOCAL = /^$|^127[.\d]+$|^\[::1|(^|\.)localhost$/;
+  const PRESSED = "a,area,button,summary,[role=button],[type=submit],[data-track]:not(form)";
 
-  const script = document.currentScript;
-  const site = script && script.getAttribute("data-site");
-  const say = (reason, ...details) => console.info("appliance: " + reason, ...details);
+  const script = document.currentScript || {};
+  const options = script.dataset || {};
+  const { site } = options;
+  const endpoint = options.endpoint || new URL("collect", script.src || location).href;
+  // Who has just put the tag into a page must not wonder why nothing comes: this is said without data-debug.
+  const misplaced = site
+    ? LOCAL.test(location.hostname) && options.localhost !== "on" && 'localhost, without data-localhost="on"'
+    : "no data-site";
 
-  if (!site) return say('not tracking: the script tag has no data-site="..."');
-  if (read("optout") === "1") return say("not tracking: this visitor has opted out");
-  if (window.appliance) return say("not tracking twice: the script is on this page already");
+  const VISITOR = "appliance.visitor";
+  const SESSION = "appliance.session";
+  const CONSENT = "appliance.consent";
+  const OPTOUT = "appliance.optout";
+  const QUEUE = "appliance.queue/" + site + "/";
+  const PAUSE = "appliance.pause/" + site; // until when
 
-  const endpoint = script.getAttribute("data-endpoint") || new URL("collect", script.src).href;
-  const automatic = script.getAttribute("data-auto") !== "off";
+  const say = (what, why = "") => {
+    if (misplaced || "debug" in options) console.info("appliance: " + what, why);
+  };
+
+  // Whatever goes wrong in here, or in what a page hands in, must not go wrong in the page.
+  const guarded = (work) => (first, second) => {
+    try {
+      work(first, second);
+    } catch (error) {
+      say("not tracked", error);
+    }
+  };
 
   // ---- what the browser remembers -------------------------------------------------------------------------------
 
-  function read(name) {
+  // Storage can be switched off, forbidden in a frame, unwanted, or full: then the memory of this page has to do.
+  let store = {};
+  guarded(() => (store = localStorage || store))();
+  if (options.storage === "none") store = { [OPTOUT]: store[OPTOUT] };
+
+  const write = (key, value) => {
     try {
-      return localStorage.getItem("appliance." + name) ?? memory[name] ?? null;
+      store[key] = value;
     } catch (error) {
-      return memory[name] ?? null;
+      store = { ...store, [key]: value };
     }
-  }
+  };
 
-  function write(name, value) {
-    if (!store(name, value)) memory[name] = value;
-  }
+  // What concerns the visitor may be a cookie, for all hosts of a domain.
+  const remember = (key, value = "") => {
+    if (options.storage === "cookie") {
+      const age = "; max-age=" + (value ? 34560000 : 0);
+      document.cookie = key + "=" + value + age + "; path=/; samesite=lax; domain=" + (options.domain || "");
+    } else write(key, value);
+  };
 
-  function store(name, value) {
-    try {
-      if (value === null) localStorage.removeItem("appliance." + name);
-      else localStorage.setItem("appliance." + name, value);
-      return true;
-    } catch (error) {
-      return false;
-    }
-  }
+  const recall = (key) => {
+    if (options.storage === "cookie") return (("; " + document.cookie).split("; " + key + "=")[1] || "").split(";")[0];
+    return store[key];
+  };
 
-  // UUIDv7: its first 48 bits are milliseconds, so that the server's index stays local.
-  function uuid() {
-    const bytes = crypto.getRandomValues(new Uint8Array(16));
-    let time = Date.now();
-    for (let i = 5; i >= 0; i--) {
-      bytes[i] = time % 256;
-      time = Math.floor(time / 256);
-    }
-    bytes[6] = (bytes[6] & 0x0f) | 0x70;
-    bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-    return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
-  }
+  // UUIDv7: 48 bits of milliseconds, so that the server's index stays local, and a page's events in their order.
+  let lastTime = 0;
 
-  function visitorId() {
-    let id = read("visitor");
-    if (!id) write("visitor", (id = uuid()));
+  const uuid = (time = (lastTime = Math.max(Date.now(), lastTime + 1))) => {
+    const start = "0" + time.toString(16);
+    const random = () => ((Math.random() * 16) | 0).toString(16);
+    return start.slice(0, 8) + "-" + start.slice(8) + "-7xxx-8xxx-xxxxxxxxxxxx".replace(/x/g, random);
+  };
+
+  const visitorId = () => {
+    if (options.storage === "none") return;
+    const id = recall(VISITOR) || uuid();
+    remember(VISITOR, id);
     return id;
-  }
+  };
 
   // All tabs share one session; each event keeps it alive.
-  function sessionId() {
-    const [id, lastSeen] = (read("session") || "").split(" ");
-    const alive = id && Date.now() - Number(lastSeen) < SESSION_MINUTES * 60000;
-    const current = alive ? id : uuid();
-    write("session", current + " " + Date.now());
-    return current;
-  }
+  const sessionId = () => {
+    const last = (recall(SESSION) || "").split("_");
+    const id = Math.abs(Date.now() - last[1]) < SESSION_MS ? last[0] : uuid();
+    remember(SESSION, id + "_" + Date.now());
+    return id;
+  };
 
-  // ---- the queue --------------------------------------------------------------------------------------------------
+  // ---- who is not tracked, and what is not told -------------------------------------------------------------------
 
-  let queue = takeKept(); // each event as JSON text
-  let sending = false;
-  let timer = null;
-  let failures = 0; // since a batch was last settled
-  let pauseAskedMs = 0;
+  const refusal = () => {
+    if (misplaced) return misplaced;
+    if (recall(OPTOUT) || store[OPTOUT]) return "opted out";
+    if (options.dnt !== "off" && (navigator.doNotTrack === "1" || navigator.globalPrivacyControl)) return "DNT or GPC";
+    const consent = recall(CONSENT);
+    if (consent ? consent === "0" : options.consent === "required") return "no consent";
+  };
 
-  // Whatever goes wrong in here, or in what a page hands in, must not go wrong in the page.
-  function guarded(work) {
-    return (...values) => {
-      try {
-        work(...values);
-      } catch (error) {
-        say("not tracked:", error);
+  // A list of paths, with * for anything.
+  const escaped = (options.exclude || "").trim().replace(/[^\w\s,*]/g, "\\$&");
+  const excluded = new RegExp("^(" + escaped.replace(/\*/g, ".*").replace(/[\s,]+/g, "|") + ")$");
+
+  // An address without parameters that tell a secret, be they before or after its #.
+  const address = (text) => {
+    const url = new URL(text, document.baseURI);
+    for (const part in { search: 0, hash: 0 }) {
+      const values = new URLSearchParams(url[part].slice(1));
+      for (const name of new Set(values.keys())) {
+        if (SECRET.test(name)) {
+          values.delete(name);
+          url[part] = values;
+        }
       }
-    };
-  }
+    }
+    return url;
+  };
 
-  const track = guarded((eventType, properties) => {
-    const event = JSON.stringify({
-      url: location.href,
-      path: location.pathname,
-      title: document.title,
-      ...properties,
-      toJSON: undefined, // a page's own would speak for the whole event
-      eventId: uuid(),
+  // What JSON can hold of an object that a page has made: whatever else is in it costs only itself.
+  const plain = (values) => {
+    const copy = {};
+    for (const name in values) {
+      guarded(() => {
+        const text = JSON.stringify(values[name]);
+        if (text) copy[name] = JSON.parse(text);
+      })();
+    }
+    return copy;
+  };
+
+  // ---- events -----------------------------------------------------------------------------------------------------
+
+  let queuedChars = 0;
+
+  const where = () => ({ url: location.href, path: location.pathname, title: document.title });
+
+  const record = (eventType, properties) => {
+    const eventId = uuid();
+    let event = {
+      ...where(),
+      ...plain(properties),
       eventType: String(eventType),
       timestamp: new Date().toISOString(),
-      sessionId: sessionId(),
-      visitorId: visitorId(),
-    });
-    if (!fits(event)) return;
-    queue = latest([...queue, event]);
-    if (queue.length >= MAX_BATCH_EVENTS && failures === 0) flush();
+    };
+    const reason = refusal() || (excluded.test(event.path) && "excluded");
+    if (reason) return say("held back: " + eventType, reason);
+    event.url = address(event.url).href;
+    event.visitorId = visitorId();
+    event.sessionId = sessionId();
+    if (api.beforeSend) event = api.beforeSend(event);
+    if (!event) return say("held back: " + eventType, "beforeSend");
+    // These are not the page's to say: the site stands in the envelope, and an id is one event's.
+    const text = JSON.stringify({ ...event, siteId: undefined, sentAt: undefined, eventId });
+    if (text.length > MAX_EVENT_CHARS || queuedChars > MAX_QUEUE_CHARS) return say("dropped: " + eventType, "no room");
+    write(QUEUE + eventId, text);
+    queuedChars += text.length;
+    if (queuedChars > MAX_BATCH_CHARS && !pauseLeft()) flush();
     else schedule(FLUSH_AFTER_MS);
-  });
+  };
 
-  const latest = (events) => events.slice(-MAX_KEPT_EVENTS);
+  // ---- delivery ---------------------------------------------------------------------------------------------------
 
-  function schedule(delay) {
-    if (timer === null) timer = setTimeout(flush, delay);
-  }
+  let timer;
+  let sending = false;
+  let failures = 0;
+  let batchLimit = Infinity; // events; less while the server finds batches too large
 
-  function envelope(events) {
-    const fields = JSON.stringify({ eventType: "batch", siteId: site, sentAt: new Date().toISOString() });
-    return fields.slice(0, -1) + ',"events":[' + events.join(",") + "]}";
-  }
+  const schedule = (delay) => {
+    timer ||= setTimeout(flush, delay);
+  };
 
-  function bytes(text) {
-    return new Blob([text]).size;
-  }
-
-  // What fits in no request would stand in the way of everything behind it.
-  function fits(event) {
-    const size = bytes(envelope([event]));
-    if (size <= MAX_REQUEST_BYTES) return true;
-    say("an event of " + size + " bytes is dropped, a request holds " + MAX_REQUEST_BYTES);
-    return false;
-  }
-
-  // As many events from the front of the queue as one request may hold; at least one.
-  function nextBatch() {
-    let count = 0;
-    let size = bytes(envelope([]));
-    while (count < queue.length && count < MAX_BATCH_EVENTS) {
-      size += bytes(queue[count]) + 1;
-      if (count > 0 && size > MAX_BATCH_BYTES) break;
-      count++;
+  // The keys of what waits. What has waited for too long goes, so that a server may be away for ever.
+  const queued = () => {
+    const keys = [];
+    const oldest = QUEUE + uuid(Date.now() - MAX_QUEUE_MS);
+    queuedChars = 0;
+    for (const key in store) {
+      if (!key.startsWith(QUEUE)) continue;
+      if (key < oldest) delete store[key];
+      else {
+        keys[keys.length] = key;
+        queuedChars += store[key].length;
+      }
     }
-    return queue.slice(0, count);
-  }
+    return keys;
+  };
 
-  const forget = (events) => (queue = queue.filter((event) => !events.includes(event)));
+  // As many events as one request may hold; at least one.
+  const batch = (keys, from) => {
+    let events = "";
+    let to = from;
+    for (; to < keys.length && to - from < batchLimit; to++) {
+      const event = store[keys[to]];
+      if (events && events.length + event.length > MAX_BATCH_CHARS) break;
+      events += (events && ",") + event;
+    }
+    const envelope = '{"eventType":"batch","siteId":"' + site + '","sentAt":"' + new Date().toISOString() + '","events":[';
+    return { to, body: events && envelope + events + "]}" };
+  };
 
-  async function flush() {
+  // All tabs and the next page wait for as long as the last failure of one of them says.
+  const pauseLeft = () => {
+    const left = store[PAUSE] - Date.now();
+    return left > 0 && left <= LONGEST_PAUSE_MS ? left : 0;
+  };
+
+  // Send batches until none is left, or the server cannot take one.
+  const deliver = async () => {
+    for (;;) {
+      const keys = queued();
+      const { to, body } = batch(keys, 0);
+      if (!body) return delete store[PAUSE]; // nothing waits for it
+      // A text needs no preflight; and pages replace fetch more often than this, which has a time-out besides.
+      const request = new XMLHttpRequest();
+      request.open("POST", endpoint);
+      request.timeout = TIMEOUT_MS;
+      request.send(body);
+      await new Promise((done) => (request.onloadend = done));
+      const { status } = request;
+      if (!status || status === 408 || status === 429 || status >= 500) return pause(request);
+      delete store[PAUSE];
+      failures = 0;
+      if ((status === 400 || status === 413) && to > 1) {
+        batchLimit = to >> 1; // one that spoils its batch is found by halving, and costs only itself
+        continue;
+      }
+      batchLimit *= 2;
+      for (let i = 0; i < to; i++) delete store[keys[i]];
+      say((status < 300 ? "sent " : "refused ") + to, request.responseText);
+    }
+  };
+
+  const pause = (request) => {
+    const asked = request.getResponseHeader("Retry-After");
+    // Not everybody at once when the server is back.
+    const delay = Math.max(asked * 1000 || 0, Math.min(1000 * 2 ** ++failures, RETRY_TO_MS)) * (1 + Math.random() / 2);
+    write(PAUSE, Date.now() + Math.min(delay, LONGEST_PAUSE_MS));
+    say("kept", request.status || "network or CORS");
+  };
+
+  // One tab at a time: by a lock or, where pages come without TLS and have none, by making the others pause.
+  const flush = async () => {
     clearTimeout(timer);
-    timer = null;
-    if (sending || queue.length === 0) return;
-    sending = true;
-    let settled = false;
-    try {
-      settled = await deliver(nextBatch());
-    } finally {
+    timer = 0;
+    if (!sending && !pauseLeft()) {
+      sending = true;
+      try {
+        if (navigator.locks) {
+          const locked = navigator.locks.request(QUEUE, { ifAvailable: true }, (lock) => lock && deliver());
+          await locked.catch(deliver); // a frame that may not lock shares its queue with nobody
+        } else {
+          write(PAUSE, Date.now() + FLUSH_AFTER_MS);
+          await deliver();
+        }
+      } catch (error) {
+        say("not sent", error);
+      }
       sending = false;
     }
-    failures = settled ? 0 : failures + 1;
-    if (queue.length > 0) schedule(settled ? 0 : pause());
-  }
-
-  function pause() {
-    const grown = Math.min(RETRY_FROM_MS * 2 ** (failures - 1), RETRY_TO_MS);
-    return Math.max(grown, pauseAskedMs);
-  }
-
-  // Whether each of the events is stored or refused for good. One that spoils its batch is found by halving, so that it
-  // costs only itself.
-  async function deliver(events) {
-    const outcome = await send(events);
-    if (outcome === "again") return false;
-    if (outcome === "halve") {
-      failures++; // a page that is left meanwhile must not hand them to the browser in one piece
-      const middle = Math.ceil(events.length / 2);
-      return (await deliver(events.slice(0, middle))) && deliver(events.slice(middle));
-    }
-    forget(events);
-    return true;
-  }
-
-  // Events that the server took the batch without.
-  function sayRejected(text) {
-    try {
-      for (const { reason } of JSON.parse(text).rejected) say("the server refuses an event: " + reason);
-    } catch (error) {
-      say("an answer could not be read: " + error);
-    }
-  }
-
-  // text/plain needs no preflight. Only an answer of 2xx says that the events are kept.
-  async function send(events) {
-    pauseAskedMs = 0;
-    try {
-      const body = envelope(events);
-      const answer = await fetch(endpoint, {
-        method: "POST",
-        body,
-        headers: { "Content-Type": "text/plain" },
-        credentials: "omit",
-        // Not when trying again: what other requests of the page leave of the limit may have been too little, and when
-        // the page is left the events are kept.
-        keepalive: failures === 0 && bytes(body) <= MAX_BATCH_BYTES,
-      });
-      if (answer.ok) {
-        sayRejected(await answer.text());
-        return "stored";
-      }
-      if (answer.status === 429 || answer.status >= 500) {
-        pauseAskedMs = readPause(answer.headers.get("Retry-After"));
-        return "again";
-      }
-      if ((answer.status === 400 || answer.status === 413) && events.length > 1) return "halve";
-      say("the server refuses " + events.length + " events (" + answer.status + "): " + (await answer.text()));
-      return "refused";
-    } catch (error) {
-      // No network, or the server does not let pages of this origin send: a browser does not tell them apart.
-      if (failures === 0) say("cannot send to " + endpoint + ", trying again; is " + location.origin + " allowed there?");
-      return "again";
-    }
-  }
-
-  // Seconds or a date; null where a server of another origin does not expose the header.
-  function readPause(retryAfter) {
-    const pauseMs = /^\d+$/.test(retryAfter) ? Number(retryAfter) * 1000 : Date.parse(retryAfter) - Date.now();
-    return pauseMs > 0 ? Math.min(pauseMs, LONGEST_PAUSE_MS) : 0;
-  }
+    if (queued().length) schedule(pauseLeft() || FLUSH_AFTER_MS);
+  };
 
   // The page may be gone in a moment. A browser says that it has taken even what it will not be able to deliver, so
-  // nothing is handed to it while sending is known to fail.
-  function leave() {
-    while (queue.length > 0 && navigator.onLine && failures === 0) {
-      const events = nextBatch();
-      if (!handOver(events)) break;
-      forget(events);
-    }
-    if (queue.length > 0) keep();
-  }
+  // that stays in the queue until an answer has been seen, and is sent again by the next page.
+  const leave = () => {
+    if (pauseLeft() && !sending) return;
+    const keys = queued();
+    let next = batch(keys, 0);
+    while (next.body && navigator.sendBeacon(endpoint, next.body)) next = batch(keys, next.to);
+    say("handed over " + next.to);
+  };
 
-  function handOver(events) {
-    try {
-      return navigator.sendBeacon(endpoint, envelope(events));
-    } catch (error) {
-      return false;
-    }
-  }
+  // ---- pages ------------------------------------------------------------------------------------------------------
 
-  // Beside what other tabs have kept. What does not fit stays with this page, which may be looked at again.
-  function keep() {
-    const events = latest([...readKept(), ...queue]);
-    if (store("kept." + site, "[" + events.join(",") + "]")) queue = [];
-  }
+  // Each of these is turned off by data-<its name>="off".
+  const auto = (eventType, properties) => {
+    if (options.auto !== "off" && options[eventType] !== "off") record(eventType, properties);
+  };
 
-  function takeKept() {
-    const events = readKept();
-    store("kept." + site, null);
-    return events;
-  }
+  let page; // where
+  let shownAt; // where the page is in view: since when
+  let activeAt; // the last sign of life
+  let engagedMs; // since it was shown
+  let scrollDepth;
+  let marks;
 
-  // Anyone on this origin can have written it.
-  function readKept() {
-    try {
-      const kept = JSON.parse(read("kept." + site) || "[]");
-      return kept.map((event) => JSON.stringify(event)).filter(fits);
-    } catch (error) {
-      say("kept events could not be read:", error);
-      return [];
-    }
-  }
-
-  // ---- what is tracked without being asked ------------------------------------------------------------------------
-
-  let page = null; // the pageview that is being looked at: where, for how long it has been seen, how far scrolled
-
-  const pageview = guarded(() => {
-    endPageview();
-    page = {
-      where: { url: location.href, path: location.pathname, title: document.title },
-      seenMs: 0,
-      since: document.hidden ? null : Date.now(),
-      depth: 0,
-    };
-    noteScroll();
-    track("pageview", {
-      referrer: document.referrer,
+  // A pageview begins; `tell` records it.
+  const view = (tell, properties) => {
+    hide();
+    page = where();
+    scrollDepth = marks = 0;
+    if (!document.hidden) show();
+    tell("pageview", {
+      referrer: document.referrer && address(document.referrer),
+      query: Object.fromEntries(address(location).searchParams),
       language: navigator.language,
+      // (Where there is no Temporal yet, the first question of its kind takes ten milliseconds.)
+      timeZone: window.Temporal?.Now.timeZoneId() || Intl.DateTimeFormat().resolvedOptions().timeZone,
       screen: { width: screen.width, height: screen.height },
       viewport: { width: innerWidth, height: innerHeight },
+      ...properties,
     });
-  });
+  };
 
-  function endPageview() {
-    if (!page) return;
-    pauseClock();
-    track("pageleave", { ...page.where, visibleMs: page.seenMs, scrollDepth: page.depth });
-    page = null;
-  }
+  // What was before has been left already, or was not to be tracked.
+  const viewAgain = () => {
+    shownAt = 0;
+    view(auto);
+  };
 
-  function pauseClock() {
-    if (page && page.since !== null) {
-      page.seenMs += Date.now() - page.since;
-      page.since = null;
-    }
-  }
+  const show = () => {
+    shownAt = activeAt = Date.now();
+    engagedMs = 0;
+  };
 
-  // In percent of the page: 100 is its end, at once where the page fits the window.
-  function noteScroll() {
-    if (!page) return;
-    const height = document.documentElement.scrollHeight;
-    const depth = height ? Math.round((100 * (scrollY + innerHeight)) / height) : 100;
-    page.depth = Math.max(page.depth, Math.min(depth, 100));
-  }
+  const active = () => {
+    const now = Date.now();
+    engagedMs += Math.min(now - activeAt, IDLE_MS);
+    activeAt = now;
+  };
 
-  function click(event) {
-    const target = event.target instanceof Element && event.target.closest("a, button, [role=button], [data-track]");
-    if (!target) return;
-    const link = target.closest("a[href]");
-    track(target.getAttribute("data-track") || "click", {
-      element: target.tagName.toLowerCase(),
-      elementId: target.getAttribute("id") || undefined,
-      text: (target.textContent || "").trim().slice(0, TEXT_CHARS),
-      href: link ? link.href : undefined,
-      download: link ? link.hasAttribute("download") : undefined,
-      outbound: link ? link.host !== location.host : undefined,
-    });
-  }
+  // On phones a hidden page is often the last that is heard of it, so it has been left until it is shown again.
+  const hide = () => {
+    if (!shownAt) return;
+    active();
+    measureScroll();
+    auto("pageleave", { ...page, visibleMs: activeAt - shownAt, engagedMs, scrollDepth });
+    shownAt = 0;
+  };
 
-  // Which form, never what was typed into it. Its attributes, as a field named "id" takes the place of form.id.
-  function submit(event) {
-    const form = event.target;
-    track("submit", {
-      formId: form.getAttribute("id") || undefined,
-      formName: form.getAttribute("name") || undefined,
-    });
-  }
+  // In percent of the page: 100 is its end.
+  const measureScroll = () => {
+    const depth = Math.round((100 * (scrollY + innerHeight)) / document.documentElement.scrollHeight);
+    scrollDepth = Math.max(scrollDepth, Math.min(depth, 100));
+  };
+
+  // Browsers tell it once in a frame, before they lay it out again.
+  const scroll = () => {
+    active();
+    measureScroll();
+    while (scrollDepth >= SCROLL_MARKS[marks]) auto("scroll", { depth: SCROLL_MARKS[marks++] });
+  };
 
   // Pages that change their address without loading (single-page applications) are new pageviews.
-  function watchAddress() {
-    let last = location.pathname + location.search;
-    const look = () => {
-      const now = location.pathname + location.search;
-      if (now === last) return;
-      last = now;
-      pageview();
-    };
-    for (const name of ["pushState", "replaceState"]) {
+  const watchAddress = () => {
+    const current = () => address(location).href.replace(options.hash === "on" ? "" : /#.*/, "");
+    let last = current();
+    const look = guarded(() => {
+      if (current() === last) return;
+      last = current();
+      view(auto);
+    });
+    for (const name in { pushState: 0, replaceState: 0 }) {
       const original = history[name];
-      history[name] = function (...args) {
-        const result = original.apply(this, args);
-        look();
-        return result;
+      history[name] = (...values) => {
+        setTimeout(look); // when the title, too, is the new one
+        return original.apply(history, values);
       };
     }
     addEventListener("popstate", look);
-  }
+  };
 
-  function watchPage() {
-    document.addEventListener("click", guarded(click), true);
-    document.addEventListener("submit", guarded(submit), true);
-    addEventListener("scroll", noteScroll, { passive: true });
-    watchAddress();
-    // A page that is prerendered has not been seen by anybody yet.
-    if (document.prerendering) document.addEventListener("prerenderingchange", pageview, { once: true });
-    else pageview();
-  }
+  // ---- what people do ---------------------------------------------------------------------------------------------
 
-  // On phones a hidden page is often the last that is heard of it: "pagehide" may never come.
-  document.addEventListener("visibilitychange", () => {
-    if (document.hidden) {
-      pauseClock();
-      leave();
-      return;
+  const pressed = (node) => node.closest?.(PRESSED);
+  const attribute = (element, name) => element.getAttribute(name) || undefined;
+
+  // Its text is not told where somebody may have typed it.
+  const describe = (element) => {
+    const typed = element.isContentEditable || element.querySelector("[contenteditable],select,textarea");
+    const text = typed ? "" : element.textContent.trim();
+    return {
+      element: element.tagName.toLowerCase(),
+      elementId: attribute(element, "id"),
+      text: text.replace(/\s+/g, " ").slice(0, MAX_TEXT) || undefined,
+    };
+  };
+
+  // An element with data-track="signup" data-track-plan="small" makes an event signup with the plan small.
+  const recordAs = (eventType, element, properties) => {
+    const name = attribute(element, "data-track");
+    for (const key in element.dataset) {
+      if (/^track[A-Z]/.test(key)) properties[key[5].toLowerCase() + key.slice(6)] = element.dataset[key];
     }
-    if (page) page.since = Date.now();
-    queue = latest([...takeKept(), ...queue]);
-    if (queue.length > 0) schedule(0);
-  });
-  addEventListener("pagehide", () => {
-    endPageview();
-    leave();
-  });
-  // Back from the browser's cache: looked at again, without being loaded again.
-  addEventListener("pageshow", (event) => {
-    if (event.persisted && automatic) pageview();
+    (name ? record : auto)(name || eventType, properties);
+  };
+
+  const click = (event) => {
+    const origin = event.composedPath()[0];
+    if (event.detail === RAGE_CLICKS) auto("rageclick", describe(origin));
+    const target = pressed(origin) || pressed(event.target);
+    if (!target || event.button > 1) return;
+    const properties = describe(target);
+    const link = target.closest("a,area");
+    const href = link && attribute(link, "href"); // of an SVG's link, the property would be an object
+    if (href) {
+      const url = address(href);
+      properties.href = url;
+      properties.outbound = /^http/.test(url) && url.host !== location.host;
+      properties.download = link.hasAttribute("download") || DOWNLOAD.test(url.pathname);
+    }
+    recordAs("click", target, properties);
+  };
+
+  // Which form, and which of its fields were filled; never with what. Its attributes, as a field that is named "id"
+  // takes the place of form.id.
+  const submit = ({ target }) => {
+    const fields = [];
+    for (const { type, name, id, value, checked } of target.elements) {
+      if (/button|hidden|image|output|reset|submit/.test(type)) continue;
+      if (/checkbox|radio/.test(type) ? checked : value) fields[fields.length] = name || id;
+    }
+    recordAs("submit", target, { formId: attribute(target, "id"), formName: attribute(target, "name"), fields });
+  };
+
+  let errors = 0;
+
+  const fail = (message, file, line) => {
+    if (errors++ < MAX_ERRORS) auto("error", { message: String(message).slice(0, 3 * MAX_TEXT), file: file && address(file), line });
+  };
+
+  // How the page that was loaded felt. Returns what tells it, once.
+  const watchVitals = () => {
+    const { responseStart } = performance.getEntriesByType("navigation")[0] || {};
+    let vitals = { ...where(), ttfb: responseStart, cls: 0 };
+    let begun, last, shifts;
+    const notes = {
+      "largest-contentful-paint": ({ startTime }) => (vitals.lcp = startTime),
+      // Shifts count together while less than a second apart, for five seconds at most.
+      "layout-shift": ({ startTime, value, hadRecentInput }) => {
+        if (hadRecentInput) return;
+        if (!(startTime - last < 1000 && startTime - begun < 5000)) shifts = 0 * (begun = startTime);
+        last = startTime;
+        vitals.cls = Math.max(vitals.cls, (shifts += value));
+      },
+      event: ({ interactionId, duration }) => {
+        if (interactionId) vitals.inp = Math.max(vitals.inp || 0, duration);
+      },
+    };
+    const observe = guarded((type) => {
+      new PerformanceObserver((list) => {
+        for (const entry of list.getEntries()) if (vitals) notes[type](entry);
+      }).observe({ type, buffered: true, durationThreshold: 16 });
+    });
+    for (const type in notes) observe(type);
+    return () => {
+      if (vitals) auto("vitals", vitals);
+      vitals = 0;
+    };
+  };
+
+  const watch = () => {
+    const listen = (name, react) => addEventListener(name, guarded(react), { capture: true, passive: true });
+    const tellVitals = watchVitals();
+    const away = () => {
+      hide();
+      tellVitals();
+      leave();
+    };
+    listen("click", click);
+    listen("auxclick", click);
+    listen("submit", submit);
+    listen("scroll", scroll);
+    listen("pointermove", active);
+    listen("keydown", active);
+    listen("copy", () => auto("copy", { length: String(getSelection()).length }));
+    listen("error", ({ message, filename, lineno }) => message && fail(message, filename, lineno));
+    listen("unhandledrejection", ({ reason }) => fail((reason && reason.message) || reason));
+    // Back from the browser's cache: looked at again, without being loaded again.
+    listen("pageshow", ({ persisted }) => persisted && viewAgain());
+    listen("pagehide", away);
+    listen("visibilitychange", () => {
+      if (document.hidden) return away();
+      show();
+      flush();
+    });
+    listen("online", () => {
+      delete store[PAUSE];
+      flush();
+    });
+    watchAddress();
+  };
+
+  // ---- window.appliance -------------------------------------------------------------------------------------------
+
+  let tracking, watching;
+
+  const begin = () => {
+    const reason = refusal();
+    if (reason) return say("not tracking", reason);
+    if (!watching) watch();
+    watching = true;
+    schedule(FLUSH_AFTER_MS);
+    if (!tracking) viewAgain();
+    tracking = true;
+  };
+
+  // Everything but an opt-out.
+  const forget = () => {
+    tracking = false;
+    remember(VISITOR);
+    remember(SESSION);
+    remember(CONSENT);
+    for (const key in { ...store }) if (key !== OPTOUT && key.startsWith("appliance.")) delete store[key];
+  };
+
+  const api = {
+    track: guarded(record),
+    page: guarded((properties) => view(record, properties)),
+    identify: guarded((userId, traits) => record("identify", { userId, traits })),
+    optOut: guarded(() => {
+      forget();
+      remember(OPTOUT, "1");
+    }),
+    optIn: guarded(() => {
+      remember(OPTOUT);
+      begin();
+    }),
+    consent: guarded((given) => {
+      if (given === true) remember(CONSENT, "1");
+      else {
+        forget();
+        if (options.consent !== "required") remember(CONSENT, "0");
+      }
+      begin();
+    }),
+  };
+
+  // Calls that were made before are kept by the stub of docs/tracking.md. They come first: one may be a refusal.
+  const install = guarded(() => {
+    const stub = window.appliance || {};
+    if (stub.track && !stub.q) return say("not tracking", "loaded twice");
+    api.beforeSend = stub.beforeSend;
+    window.appliance = api;
+    guarded(() => {
+      for (const call of stub.q || []) api[call[0]](...call[1]);
+    })();
+    begin();
   });
 
-  window.appliance = { track };
-  if (automatic) watchPage();
-  else if (queue.length > 0) schedule(0);
+  // A page that is prerendered has not been seen by anybody yet.
+  if (document.prerendering) document.addEventListener("prerenderingchange", install);
+  else install();
 })();

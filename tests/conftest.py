@@ -42,6 +42,9 @@ ACCESS_KEY = "TESTKEY"
 SECRET_KEY = "test-secret-of-a-throw-away-server"
 START_SECONDS = 60.0
 
+# What the tests of tracking.js share.
+pytest_plugins = ["tracking"]
+
 
 @pytest.fixture(autouse=True)
 def _no_configuration_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -369,17 +372,25 @@ def stop_left_over_postgres(data_dir: Path) -> None:
 # A browser
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def browser_options() -> dict[str, Any]:
+    """How to launch the system's Chromium."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     flags = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     flags += ["--disable-component-update", "--disable-sync"]
+    # Hosts that are not this one by their names: for cookies of a domain, and pages that come without TLS.
+    flags.append("--host-resolver-rules=MAP *.test 127.0.0.1")
     if os.geteuid() == 0:
         flags.append("--no-sandbox")
+    return {"executable_path": path, "args": flags}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for the whole run."""
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=flags)
+        chromium = playwright.chromium.launch(**browser_options())
         yield chromium
         chromium.close()
 

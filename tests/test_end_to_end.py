@@ -23,11 +23,8 @@ from appliance.store.embedded import EmbeddedPostgres
 RECORD_WHAT_IS_SENT = """
 (() => {
   const keep = (body) => localStorage.setItem("test.sent", (localStorage.getItem("test.sent") || "") + body + "\\n");
-  const { fetch } = window;
-  window.fetch = (url, options) => {
-    if (options && options.method === "POST") keep(options.body);
-    return fetch(url, options);
-  };
+  const { send } = XMLHttpRequest.prototype;
+  XMLHttpRequest.prototype.send = function (body) { keep(body); send.call(this, body); };
   const beacon = navigator.sendBeacon.bind(navigator);
   navigator.sendBeacon = (url, body) => { keep(body); return beacon(url, body); };
 })();
@@ -45,7 +42,7 @@ def test_every_event_the_browser_sent_stands_once_in_both_buckets(
     ).start()
 
     sent = visit_the_demo_site(browser, box)
-    assert {"pageview", "click", "signup", "submit", "pageleave"} <= {event["eventType"] for event in sent}
+    assert {"pageview", "click", "signup", "submit", "scroll", "pageleave"} <= {event["eventType"] for event in sent}
     ids = {event["eventId"] for event in sent}
     wait_for(lambda: stored_ids(box) == ids, "all events to be stored", seconds=10)
     wait_for(lambda: stored_ids(box, exported=True) == ids, "a scheduled export", seconds=90)

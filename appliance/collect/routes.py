@@ -28,7 +28,9 @@ _Actions: TypeAlias = Mapping[str, Mapping[str, _Action]]
 def blueprint() -> Blueprint:
     """Return the routes that Flask answers."""
     routes = Blueprint("collect", __name__)
-    routes.add_url_rule("/tracking.js", view_func=Tracker(read_resource("tracking.js")).serve, endpoint="tracker")
+    tracker = Tracker(read_resource("tracking.js"))
+    routes.add_url_rule("/tracking.js", view_func=tracker.serve, endpoint="tracker")
+    routes.add_url_rule("/tracking.<digest>.js", view_func=tracker.serve_pinned, endpoint="pinned_tracker")
     return routes
 
 
