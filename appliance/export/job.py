@@ -133,9 +133,10 @@ class Exporter:
     def run(self, job: str, *, wait_for_lease: bool = False, spare_resting: bool = False) -> Report:
         """Deliver everything there is to deliver. A bucket that fails is in the report, the other one goes on.
 
-        Raises BucketAheadError, DatabaseUnavailableError, BatchChangedError, StoppedError. With `wait_for_lease` a run
-        that another process has under way, or has left behind, is waited for; with `spare_resting` buckets are left
-        alone for a while after they have failed.
+        Raises BucketAheadError, DatabaseUnavailableError, BatchChangedError, StoppedError, and BucketError where only a
+        bucket that does not answer knows what a batch was made of. With `wait_for_lease` a run that another process has
+        under way, or has left behind, is waited for; with `spare_resting` buckets are left alone for a while after they
+        have failed.
         """
         holder = uuid4()
         with self._lease(job, holder, wait=wait_for_lease) as held:

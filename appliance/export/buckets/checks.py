@@ -23,7 +23,7 @@ def foreign(bucket: str, key: str) -> ForeignObjectError:
     """Return the error for a key at which other bytes stand."""
     return ForeignObjectError(
         f"bucket {bucket}: other bytes stand at {key}, and nothing there is ever written over: "
-        "choose another prefix, or find out who wrote it"
+        "choose another prefix for the batches to come, and move it away for this one"
     )
 
 
