@@ -17,7 +17,6 @@ from typing import Any
 import adbc_driver_postgresql.dbapi
 import pyarrow.compute
 
-from appliance import priority
 from appliance.config import S3Bucket, Settings
 from appliance.errors import ApplianceError
 from appliance.export import job as jobs
@@ -45,8 +44,6 @@ SMALL_AND_HASTY: tuple[tuple[Any, str, Any], ...] = (
     (runs, "LEASE_SECONDS", -1),
     (clients, "_ATTEMPTS", 1),
     (s3, "make_client", one_client),
-    (jobs, "step_back", lambda _: None),
-    (priority, "step_back", lambda _: None),
 )
 
 
