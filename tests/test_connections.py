@@ -472,9 +472,11 @@ def swarm(port: int, requests: list[bytes], *, seconds: float) -> list[Outcome]:
     poller = selectors.DefaultSelector()
     started = time.monotonic()
     outcomes: list[Outcome] = []
-    for request in requests:
+    for number, request in enumerate(requests):
         sock = socket.socket()
         sock.setblocking(False)  # noqa: FBT003 - the signature is Python's
+        # Of a hundred addresses: one alone would soon have as many incomplete requests as it may.
+        sock.bind((f"127.0.2.{number % 100 + 1}", 0))
         sock.connect_ex(("127.0.0.1", port))
         poller.register(sock, selectors.EVENT_WRITE, request)
     answers: dict[socket.socket, bytes] = {}
