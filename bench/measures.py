@@ -98,7 +98,7 @@ def full_table(world: World, plan: Plan) -> list[Row]:
 
 
 def export(world: World, plan: Plan) -> list[Row]:
-    """A third of full load while the worker exports a million rows, against the same load without."""
+    """A third of full load while a million rows are exported, against the same load without."""
     load_before = load_now()
     pairs = []
     with world.server(Kind.DURABLE) as server:
