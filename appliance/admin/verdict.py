@@ -7,7 +7,7 @@ from pathlib import Path
 
 from appliance.admin.filters import minute, number, size
 from appliance.admin.sentences import ANY_SITE, held_up, sentence, trouble_of
-from appliance.config import ALL_SITES, Settings
+from appliance.config import Settings
 from appliance.store.overview import BucketState, JobState, Overview
 from appliance.store.restoring import unfinished
 from appliance.store.runs import Run
@@ -108,12 +108,8 @@ def _of_bucket(bucket: BucketState) -> Trouble:
 def _hints(settings: Settings) -> Iterator[Trouble]:
     if not settings.sites:
         yield Trouble(sentence(ANY_SITE), advice="Name your sites under [[sites]] in config.toml.")
-    exported = {site for export in settings.exports.values() for site in export.sites}
-    for site in settings.sites:
-        if not exported & {site.id, ALL_SITES}:
-            yield Trouble(
-                f"No job exports the site {site.id}: its events stay here.", advice="Add it to an [exports] job."
-            )
+    for site in settings.unexported_sites():
+        yield Trouble(f"No job exports the site {site}: its events stay here.", advice="Add it to an [exports] job.")
 
 
 def summary(state: Overview) -> str:

@@ -13,12 +13,14 @@ import click
 
 from appliance.cli.common import config_option, json_option, load, print_json
 from appliance.cli.progress import progress
+from appliance.config import Settings
 from appliance.priority import step_back
 from appliance.words import counted
 
 if TYPE_CHECKING:
     from appliance.export.means import Means
     from appliance.export.verify import Verdict
+    from appliance.store.database import Database
 
 
 class _Moment(click.ParamType[datetime]):
@@ -47,13 +49,10 @@ _MOMENT = _Moment()
 @json_option
 def export(job: str | None, file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
     """Run export jobs now: JOB, or all of them."""
-    settings = load(file)
     from appliance.export.job import Exporter  # noqa: PLC0415 - heavy, and only needed here
-    from appliance.store.attach import attached, conninfo_of  # noqa: PLC0415
 
-    with attached(settings) as db:
-        step_back(os.getpid())
-        exporter = Exporter(settings, db, conninfo=conninfo_of(settings))
+    with _database(file) as (settings, db):
+        exporter = Exporter(settings, db, conninfo=db.conninfo)
         jobs = exporter.jobs()
         if job is not None and job not in jobs:
             raise click.BadParameter(f"there is no job {job} (there are: {', '.join(jobs)})", param_hint="JOB")
@@ -183,16 +182,24 @@ def restore(bucket: str, file: Path | None, *, gives_up: bool, as_json: bool) ->
 
 
 @contextmanager
-def _means(file: Path | None) -> Iterator["Means"]:
-    """Lend what everything that exports works with."""
+def _database(file: Path | None) -> Iterator[tuple[Settings, "Database"]]:
+    """Lend the configuration and its database."""
     settings = load(file)
-    from appliance.export.means import Means  # noqa: PLC0415 - heavy, and only needed here
-    from appliance.store.attach import attached, conninfo_of  # noqa: PLC0415
+    from appliance.store.attach import attached  # noqa: PLC0415 - `check` must not need the database
 
     with attached(settings) as db:
         # Somebody waits for an event's answer, nobody for this; PostgreSQL, if it was started here, has started before.
         step_back(os.getpid())
-        yield Means.of(settings, db, conninfo=conninfo_of(settings))
+        yield settings, db
+
+
+@contextmanager
+def _means(file: Path | None) -> Iterator["Means"]:
+    """Lend what everything that exports works with."""
+    from appliance.export.means import Means  # noqa: PLC0415 - heavy, and only needed here
+
+    with _database(file) as (settings, db):
+        yield Means.of(settings, db, conninfo=db.conninfo)
 
 
 def _jobs_with_batches(means: "Means") -> list[str]:

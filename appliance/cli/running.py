@@ -13,7 +13,7 @@ from appliance.admin.sentences import ANY_SITE
 from appliance.alerts.conditions import Alert
 from appliance.alerts.sending import Sent, send
 from appliance.cli.common import config_option, json_option, load, print_json
-from appliance.config import ALL_SITES, Settings, exposed_secrets
+from appliance.config import Settings, exposed_secrets
 from appliance.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -106,11 +106,10 @@ def _warnings(settings: Settings) -> list[str]:
     warnings += _data_dir_warnings(settings.server.data_dir)
     used = {name for export in settings.exports.values() for name in export.bucket_names}
     warnings += [f"no export uses [buckets.{name}]" for name in settings.buckets if name not in used]
-    exported = {site for export in settings.exports.values() for site in export.sites}
-    for site in settings.sites:
-        if not exported & {site.id, ALL_SITES}:
-            warnings.append(f'no export has the site "{site.id}": its events are kept here and go to no bucket')
-    return warnings
+    return warnings + [
+        f'no export has the site "{site}": its events are kept here and go to no bucket'
+        for site in settings.unexported_sites()
+    ]
 
 
 def _data_dir_warnings(data_dir: Path) -> list[str]:

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +11,9 @@ from appliance.admin.sentences import held_up
 from appliance.cli.common import config_option, json_option, load, print_json
 
 if TYPE_CHECKING:
-    from appliance.store.overview import BucketState
+    from rich.table import Table
+
+    from appliance.store.overview import BucketState, Overview
 
 
 @click.command(epilog="Example: appliance status --json")
@@ -31,54 +33,52 @@ def status(file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click pa
     _print_status(state)
 
 
-def _print_status(state: Any) -> None:
+def _print_status(state: "Overview") -> None:
     from rich.console import Console  # noqa: PLC0415 - only for people at a terminal
-    from rich.table import Table  # noqa: PLC0415
 
     from appliance.store.restoring import unfinished  # noqa: PLC0415 - `check` must not need the database
 
     # In a log the lines must not be cut to a terminal's width.
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, highlight=False, markup=False, emoji=False)
-    sites = Table("Site", "Last hour", "Last 24 hours", "All", title=f"Events in: {state.events}", title_justify="left")
-    for site in state.sites:
-        sites.add_row(site.site_id, str(site.last_hour), str(site.last_day), str(site.total))
-    jobs = Table(
-        "Job",
-        "Waiting",
-        "Exported",
-        "Bucket",
-        "Batches there",
-        "Owed",
-        "Last error",
-        title="Exports",
-        title_justify="left",
-    )
-    for job in state.jobs:
-        for bucket in job.buckets:
-            jobs.add_row(
-                job.job,
-                str(job.waiting),
-                str(job.exported),
-                bucket.bucket,
-                str(bucket.delivered),
-                str(bucket.pending),
-                _trouble(bucket),
-            )
-        if not job.buckets:
-            jobs.add_row(job.job, str(job.waiting), str(job.exported), "", "", "", "")
-    runs = Table(
-        "Job", "Started (UTC)", "Outcome", "Batches", "Events", "What it says", title="Last runs", title_justify="left"
-    )
-    for run in state.runs:
-        started = f"{run.started_at:%Y-%m-%d %H:%M:%S}"
-        runs.add_row(run.job, started, run.outcome, str(run.batches), str(run.row_count), run.message)
-    for table in (sites, jobs, runs):
+    for table in (_sites(state), _jobs(state), _runs(state)):
         console.print(table)
     for writer in state.open_writers:
         console.print(held_up(writer))
     if state.restoring:
         console.print(unfinished(state.restoring))
+
+
+def _table(title: str, *columns: str) -> "Table":
+    from rich.table import Table  # noqa: PLC0415 - only for people at a terminal
+
+    return Table(*columns, title=title, title_justify="left")
+
+
+def _sites(state: "Overview") -> "Table":
+    table = _table(f"Events in: {state.events}", "Site", "Last hour", "Last 24 hours", "All")
+    for site in state.sites:
+        table.add_row(site.site_id, str(site.last_hour), str(site.last_day), str(site.total))
+    return table
+
+
+def _jobs(state: "Overview") -> "Table":
+    table = _table("Exports", "Job", "Waiting", "Exported", "Bucket", "Batches there", "Owed", "Last error")
+    for job in state.jobs:
+        numbers = (job.job, str(job.waiting), str(job.exported))
+        for bucket in job.buckets:
+            table.add_row(*numbers, bucket.bucket, str(bucket.delivered), str(bucket.pending), _trouble(bucket))
+        if not job.buckets:
+            table.add_row(*numbers, "", "", "", "")
+    return table
+
+
+def _runs(state: "Overview") -> "Table":
+    table = _table("Last runs", "Job", "Started (UTC)", "Outcome", "Batches", "Events", "What it says")
+    for run in state.runs:
+        started = f"{run.started_at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(run.job, started, run.outcome, str(run.batches), str(run.row_count), run.message)
+    return table
 
 
 def _trouble(bucket: "BucketState") -> str:

@@ -20,7 +20,7 @@ from appliance.config.sections import (
     Server,
     Site,
 )
-from appliance.config.values import DatabaseUrl, Name
+from appliance.config.values import ALL_SITES, DatabaseUrl, Name
 
 if TYPE_CHECKING:
     from pydantic_core import InitErrorDetails
@@ -91,6 +91,11 @@ class Settings(BaseSettings):
     def site(self, site_id: str) -> Site | None:
         """Return the configured site of that id."""
         return next((site for site in self.sites if site.id == site_id), None)
+
+    def unexported_sites(self) -> list[str]:
+        """Return the ids of configured sites that no export has."""
+        exported = {site for export in self.exports.values() for site in export.sites}
+        return [site.id for site in self.sites if not exported & {site.id, ALL_SITES}]
 
     def secret_values(self) -> tuple[str, ...]:
         """Every secret in plain text, for redaction only."""

@@ -27,7 +27,7 @@ from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target, bucket_ahead, target_of
 from appliance.export.means import Means, StoppedError
-from appliance.store import ledger, marks, restoring, runs, sealing
+from appliance.store import ledger, marks, resting, restoring, runs, sealing
 from appliance.store.database import Database
 from appliance.store.events import EXPORT_SCHEMA_VERSION, newest_id
 from appliance.store.ledger import Batch, Key
@@ -144,8 +144,8 @@ class Exporter:
                 return Report(job=job, skipped=True)
             with self.means.db.connection() as conn:
                 run_id = runs.start(conn, job)
-                resting = ledger.resting(conn, job) if spare_resting else {}
-            tally = _Tally(job, broken=set(resting), resting=resting)
+                rests = resting.until(conn, job) if spare_resting else {}
+            tally = _Tally(job, broken=set(rests), resting=rests)
             try:
                 report = _Run(self, job, tally).work()
             except Exception as error:

@@ -11,10 +11,9 @@ from psycopg import sql
 from appliance.export.buckets.checks import READ_BYTES
 from appliance.store import restoring
 from appliance.store.database import Connection
-from appliance.store.events import EXPORTED_COLUMNS
+from appliance.store.events import EXPORTED_AS_SQL, EXPORTED_COLUMNS
 from appliance.store.ledger import Batch
 
-_COLUMNS = sql.SQL(", ").join(sql.Identifier(column) for column in EXPORTED_COLUMNS)
 # Rows of Parquet that are Python objects at a time.
 _ROWS = 5_000
 
@@ -37,14 +36,14 @@ def _load_lines(conn: Connection, compression: str, path: Path) -> None:
 
 def _load_csv(conn: Connection, compression: str, path: Path) -> None:
     # PostgreSQL reads what its own rules have written: NULL is nothing, an empty text is "".
-    statement = sql.SQL("COPY restored ({}) FROM STDIN (FORMAT csv, HEADER match)").format(_COLUMNS)
+    statement = sql.SQL("COPY restored ({}) FROM STDIN (FORMAT csv, HEADER match)").format(EXPORTED_AS_SQL)
     with _opened(compression, path) as file, conn.cursor().copy(statement) as copy:
         while piece := file.read(READ_BYTES):
             copy.write(piece)
 
 
 def _load_parquet(conn: Connection, _compression: str, path: Path) -> None:
-    statement = sql.SQL("COPY restored ({}) FROM STDIN").format(_COLUMNS)
+    statement = sql.SQL("COPY restored ({}) FROM STDIN").format(EXPORTED_AS_SQL)
     with conn.cursor().copy(statement) as copy:
         for row in _parquet_rows(path):
             copy.write_row(row)

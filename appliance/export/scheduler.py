@@ -16,7 +16,7 @@ from appliance.config import Settings
 from appliance.errors import ApplianceError
 from appliance.export.job import Exporter, Report
 from appliance.export.means import StoppedError
-from appliance.store import counters, ledger, marks
+from appliance.store import counters, marks, resting
 from appliance.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class Scheduler:
     def _retry(self) -> None:
         """Let jobs come due whose buckets have rested for long enough; retired ones come due every hour anyway."""
         with self._db.connection() as conn:
-            due = ledger.jobs_to_retry(conn)
+            due = resting.jobs_due(conn)
         for job in due:
             if job in self._settings.exports:
                 self._scheduler.modify_job(_name_of(job), next_run_time=datetime.now(UTC))

@@ -5,6 +5,12 @@ from datetime import datetime
 
 from appliance.store.database import Connection
 
+# Whether a row c of export_coverage stands for the site of a row n of event_counts.
+COVERED = """
+    (c.site = n.site_id OR (c.site = '*' AND NOT EXISTS (
+        SELECT 1 FROM export_coverage own WHERE own.job = c.job AND own.site = n.site_id)))
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class SiteCount:

@@ -39,6 +39,7 @@ class Event:
 INSERTED_COLUMNS = tuple(field.name for field in fields(Event))
 # What the clients' buckets get of a row; exported_at is the appliance's own business.
 EXPORTED_COLUMNS = ("id", *INSERTED_COLUMNS)
+EXPORTED_AS_SQL = psycopg.sql.SQL(", ").join(psycopg.sql.Identifier(column) for column in EXPORTED_COLUMNS)
 # The number that manifests give to this set of columns; the database's own schema may change without it.
 EXPORT_SCHEMA_VERSION = 1
 

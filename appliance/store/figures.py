@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from appliance.store.counters import COVERED
 from appliance.store.database import Connection, fetch_value
 
 
@@ -51,13 +52,6 @@ class FailedRuns:
     message: str
 
 
-# Events of the counters that a row of export_coverage stands for.
-_COVERED = """
-    (c.site = n.site_id OR (c.site = '*' AND NOT EXISTS (
-        SELECT 1 FROM export_coverage own WHERE own.job = c.job AND own.site = n.site_id)))
-"""
-
-
 def backlog(conn: Connection) -> list[Backlog]:
     """Return what waits, by job: of sealed batches what their last bucket has not got, and all that is not sealed."""
     rows = conn.execute(
@@ -75,15 +69,15 @@ def backlog(conn: Connection) -> list[Backlog]:
             SELECT * FROM event_counts WHERE last_id > (SELECT min(done_to) FROM coverage)
         ), unsealed AS (
             SELECT c.job, sum(n.events) AS events FROM coverage c
-            JOIN recent n ON n.last_id > c.sealed_to AND {_COVERED} WHERE c.active GROUP BY 1
+            JOIN recent n ON n.last_id > c.sealed_to AND {COVERED} WHERE c.active GROUP BY 1
         ), oldest AS (
             SELECT c.job, min(n.minute) AS minute FROM coverage c
-            JOIN recent n ON n.last_id > c.done_to AND {_COVERED} GROUP BY 1
+            JOIN recent n ON n.last_id > c.done_to AND {COVERED} GROUP BY 1
         )
         SELECT job, coalesce(s.events, 0) + coalesce(u.events, 0), minute
         FROM (SELECT DISTINCT job FROM export_coverage) jobs
         LEFT JOIN sealed s USING (job) LEFT JOIN unsealed u USING (job) LEFT JOIN oldest USING (job) ORDER BY job
-        """  # noqa: S608 - a constant of this file
+        """  # noqa: S608 - a condition of our own
     )
     return [
         Backlog(job=job, events=int(events), oldest=oldest.astimezone(UTC) if oldest and events else None)

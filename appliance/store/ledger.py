@@ -291,24 +291,6 @@ def record_failure(conn: Connection, key: Key, bucket: str, error: str) -> None:
     )
 
 
-def resting(conn: Connection, job: str) -> dict[str, datetime]:
-    """Return the buckets that are left alone because of what has failed, and until when."""
-    rows = conn.execute(
-        "SELECT bucket, max(retry_at) FROM export_deliveries"
-        " WHERE job = %s AND state = 'pending' AND retry_at > now() GROUP BY 1 ORDER BY 1",
-        (job,),
-    )
-    return {bucket: retry_at.astimezone(UTC) for bucket, retry_at in rows}
-
-
-def jobs_to_retry(conn: Connection) -> list[str]:
-    """Return the jobs with a delivery that has failed and has rested for long enough."""
-    rows = conn.execute(
-        "SELECT DISTINCT job FROM export_deliveries WHERE state = 'pending' AND retry_at <= now() ORDER BY 1"
-    )
-    return [job for (job,) in rows]
-
-
 def record_delivered(conn: Connection, key: Key, bucket: str) -> None:
     """Set a delivery to delivered: every object and the manifest were checked in the bucket."""
     conn.execute(

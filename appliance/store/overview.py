@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from appliance.store import counters, ledger, runs, sealing
-from appliance.store.database import Connection, fetch_value
+from appliance.store.database import Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,22 +69,18 @@ def read(conn: Connection, *, run_limit: int = 20) -> Overview:
 def _jobs(conn: Connection) -> list[JobState]:
     buckets = _buckets(conn)
     rows = conn.execute(
-        """
+        f"""
         SELECT job, bool_or(active),
             (SELECT coalesce(sum(events), 0) FROM event_counts n JOIN export_coverage c ON c.job = k.job
-             AND c.active AND n.last_id > c.sealed_to
-             AND (c.site = n.site_id OR (c.site = '*' AND NOT EXISTS (
-                SELECT 1 FROM export_coverage own WHERE own.job = k.job AND own.site = n.site_id))))
+             AND c.active AND n.last_id > c.sealed_to AND {counters.COVERED})
             + (SELECT coalesce(sum(row_count), 0) FROM export_batches b WHERE b.job = k.job AND b.state = 'sealed'),
             (SELECT coalesce(sum(row_count), 0) FROM export_batches b WHERE b.job = k.job AND b.state = 'settled'),
             least(
                 (SELECT min(minute) FROM event_counts n JOIN export_coverage c ON c.job = k.job
-                 AND c.active AND n.last_id > c.sealed_to
-                 AND (c.site = n.site_id OR (c.site = '*' AND NOT EXISTS (
-                    SELECT 1 FROM export_coverage own WHERE own.job = k.job AND own.site = n.site_id)))),
+                 AND c.active AND n.last_id > c.sealed_to AND {counters.COVERED}),
                 (SELECT min(sealed_at) FROM export_batches b WHERE b.job = k.job AND b.state = 'sealed'))
         FROM export_coverage k GROUP BY job ORDER BY job
-        """
+        """  # noqa: S608 - a condition of our own
     )
     return [
         JobState(
@@ -122,8 +118,3 @@ def _buckets(conn: Connection) -> dict[str, list[BucketState]]:
         )
         states.setdefault(job, []).append(state)
     return states
-
-
-def database_bytes(conn: Connection) -> int:
-    """Return how much disk the whole database takes."""
-    return int(fetch_value(conn, "SELECT pg_database_size(current_database())"))

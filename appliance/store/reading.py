@@ -9,7 +9,7 @@ from psycopg.conninfo import make_conninfo
 
 from appliance.errors import BatchChangedError, DatabaseUnavailableError
 from appliance.priority import step_back_postgres
-from appliance.store.events import EXPORTED_COLUMNS
+from appliance.store.events import EXPORTED_AS_SQL, EXPORTED_COLUMNS
 from appliance.store.ledger import Batch
 from appliance.store.ranges import where
 
@@ -49,7 +49,6 @@ _BY_SITE_AND_HOUR = """
     CROSS JOIN LATERAL (SELECT {columns} FROM events_log e WHERE e.id = sorted.row_id OFFSET 0) AS r
     ORDER BY sorted.site NULLS FIRST, sorted.hour, sorted.row_id
 """
-_COLUMNS = sql.SQL(", ").join(sql.Identifier(column) for column in EXPORTED_COLUMNS)
 # Python copies each piece without letting any other thread run: smaller ones keep requests waiting for less.
 _PIECE_OPTION = "adbc.postgresql.batch_size_hint_bytes"
 _PIECE_BYTES = 1 << 20
@@ -80,7 +79,7 @@ def rows_of(conninfo: str, batch: Batch) -> Iterator[Iterator[Any]]:
 
     # Arrow's own keeps tens of MB more for itself when threads hand rows to each other.
     pa.set_memory_pool(pa.system_memory_pool())
-    parts = {"condition": where(batch.ranges), "columns": _COLUMNS, "site": _SITE, "hour": _HOUR}
+    parts = {"condition": where(batch.ranges), "columns": EXPORTED_AS_SQL, "site": _SITE, "hour": _HOUR}
     ground = sql.SQL(_GROUND).format(**parts)
     try:
         with adbc.connect(make_conninfo(conninfo, client_encoding="UTF8")) as connection, connection.cursor() as cursor:

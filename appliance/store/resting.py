@@ -1,6 +1,26 @@
 """Buckets that are left alone for a while after they have failed."""
 
+from datetime import UTC, datetime
+
 from appliance.store.database import Connection
+
+
+def until(conn: Connection, job: str) -> dict[str, datetime]:
+    """Return the buckets that are left alone because of what has failed, and until when."""
+    rows = conn.execute(
+        "SELECT bucket, max(retry_at) FROM export_deliveries"
+        " WHERE job = %s AND state = 'pending' AND retry_at > now() GROUP BY 1 ORDER BY 1",
+        (job,),
+    )
+    return {bucket: retry_at.astimezone(UTC) for bucket, retry_at in rows}
+
+
+def jobs_due(conn: Connection) -> list[str]:
+    """Return the jobs with a delivery that has failed and has rested for long enough."""
+    rows = conn.execute(
+        "SELECT DISTINCT job FROM export_deliveries WHERE state = 'pending' AND retry_at <= now() ORDER BY 1"
+    )
+    return [job for (job,) in rows]
 
 
 def end_rest(conn: Connection, job: str, bucket: str | None = None) -> int:

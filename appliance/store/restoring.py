@@ -11,7 +11,7 @@ from psycopg import sql
 from appliance.errors import RestoreError
 from appliance.store import ledger, sealing
 from appliance.store.database import Connection, Database, fetch_value
-from appliance.store.events import EXPORTED_COLUMNS
+from appliance.store.events import EXPORTED_AS_SQL
 from appliance.store.ledger import Batch, Key, ObjectRecord
 from appliance.store.ranges import ALL_SITES, Range, where
 
@@ -20,7 +20,6 @@ _STEP_ROWS = 20_000
 # Ids are drawn while the sequence is moved on; nobody draws so many in that moment.
 _LEAP = 1_000_000
 
-_COLUMNS = sql.SQL(", ").join(sql.Identifier(column) for column in EXPORTED_COLUMNS)
 # Whether a range r of the ledger holds a row i.
 _HOLDS = (
     "(i.id > r.from_id AND i.id <= r.to_id"
@@ -108,7 +107,7 @@ def stage(conn: Connection) -> None:
     """Make room for the rows of one batch, until the transaction ends: `restored`, and `lines` for those in JSON."""
     conn.execute(
         sql.SQL("CREATE TEMPORARY TABLE restored ON COMMIT DROP AS SELECT {} FROM events_log WITH NO DATA").format(
-            _COLUMNS
+            EXPORTED_AS_SQL
         )
     )
     conn.execute("CREATE TEMPORARY TABLE lines (line TEXT NOT NULL) ON COMMIT DROP")
@@ -119,7 +118,7 @@ def unpack_lines(conn: Connection) -> None:
     conn.execute(
         sql.SQL(
             "INSERT INTO restored ({0}) SELECT {0} FROM lines, jsonb_populate_record(NULL::restored, line::jsonb)"
-        ).format(_COLUMNS)
+        ).format(EXPORTED_AS_SQL)
     )
     conn.execute("TRUNCATE lines")
 
@@ -145,7 +144,7 @@ def merge(conn: Connection, batch: Batch, *, highest_id: int) -> int:
         sql.SQL(
             "INSERT INTO events_log ({0}) OVERRIDING SYSTEM VALUE SELECT {0} FROM restored ORDER BY id"
             " ON CONFLICT DO NOTHING"
-        ).format(_COLUMNS)
+        ).format(EXPORTED_AS_SQL)
     ).rowcount
     if stored != missing or ledger.count_rows(conn, batch.ranges) != batch.row_count:
         raise RestoreError(

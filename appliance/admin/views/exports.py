@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from flask import Blueprint, abort, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
+from appliance.admin.asked import below, clean
 from appliance.admin.inside import House
-from appliance.admin.views.quarantine import below
 from appliance.config import S3Bucket
 from appliance.store import ledger, overview, resting, runs, shipped
 from appliance.store.ledger import Key
@@ -61,7 +61,7 @@ def _page(house: House) -> str:
 
 def _job(house: House, job: str) -> str:
     with house.connection() as conn:
-        found = shipped.newest(conn, _clean(job), below=below(), limit=_SHOWN_BATCHES + 1)
+        found = shipped.newest(conn, clean(job), below=below(), limit=_SHOWN_BATCHES + 1)
         known = job in house.settings.exports or bool(found)
     if not known:
         abort(404)
@@ -71,7 +71,7 @@ def _job(house: House, job: str) -> str:
 
 
 def _batch(house: House, job: str, sequence: int) -> str:
-    key = Key(_clean(job), min(sequence, 2**63 - 1))
+    key = Key(clean(job), min(sequence, 2**63 - 1))
     with house.connection() as conn:
         batch = shipped.find(conn, key)
         objects = ledger.objects(conn, key) if batch else []
@@ -79,11 +79,6 @@ def _batch(house: House, job: str, sequence: int) -> str:
     if batch is None:
         abort(404)
     return render_template("batch.html", batch=batch, objects=objects, parcels=parcels)
-
-
-def _clean(name: str) -> str:
-    """PostgreSQL's text has no NUL."""
-    return name.replace("\x00", "")
 
 
 def _place(bucket: object) -> str:
@@ -125,12 +120,12 @@ def _probe(house: House) -> str:
 def _wake(house: House, job: str, bucket: str | None, asked: str) -> str:
     """Let a job run now, and try what has failed although it rests: somebody has mended it, or wants to know."""
     with house.connection() as conn:
-        resting.end_rest(conn, job, _clean(bucket) if bucket is not None else None)
+        resting.end_rest(conn, job, clean(bucket) if bucket is not None else None)
     return asked if house.inside.run_soon(job) else "clock"
 
 
 def _known_job(house: House) -> str:
-    job = _clean(request.form.get("job", ""))
+    job = clean(request.form.get("job", ""))
     if job not in house.settings.exports:
         with house.connection() as conn:
             if job not in ledger.jobs(conn):

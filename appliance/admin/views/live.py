@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from flask import Blueprint, Response, render_template, request, stream_with_context
 
 from appliance.admin import filters
+from appliance.admin.asked import clean, row_id
 from appliance.admin.inside import House
 from appliance.errors import DatabaseUnavailableError
 from appliance.store import counters, events
@@ -135,11 +136,11 @@ def _indented(raw: str) -> str:
 
 
 def _filter(name: str) -> str | None:
-    value = request.args.get(name, "").replace("\x00", "")[:_MAX_FILTER_CHARS]
+    value = clean(request.args.get(name, ""))[:_MAX_FILTER_CHARS]
     return value or None
 
 
 def _last_seen() -> int:
     """Where the browser has come to: by what it says when it connects again, or by where the page began."""
     said = request.headers.get("Last-Event-ID", "") or request.args.get("after", "")
-    return int(said) if said.isascii() and said.isdigit() and len(said) < 19 else 0  # noqa: PLR2004 - digits of a bigint
+    return row_id(said) or 0

@@ -7,7 +7,7 @@ from flask import Blueprint, render_template
 
 from appliance.admin import charts, verdict
 from appliance.admin.inside import House
-from appliance.store import history, overview, quarantine, runs
+from appliance.store import figures, history, overview, quarantine, runs
 from appliance.store.database import Connection
 
 _HOURS = 3
@@ -30,7 +30,7 @@ def read(conn: Connection) -> dict[str, Any]:
         "kept": sum(quarantine.sizes(conn).values()),
         "refused": sum(one.number for one in quarantine.counts_of_a_day(conn)),
         "last_runs": runs.last_of_each_job(conn),
-        "database_bytes": overview.database_bytes(conn),
+        "database_bytes": figures.database_bytes(conn),
     }
 
 

@@ -2,6 +2,7 @@
 
 from flask import Blueprint, render_template, request
 
+from appliance.admin.asked import below
 from appliance.admin.inside import House
 from appliance.admin.sentences import KINDS
 from appliance.store import quarantine
@@ -31,9 +32,3 @@ def _page(house: House) -> str:
         entries=shown,
         older=shown[-1].id if len(entries) > len(shown) else None,
     )
-
-
-def below() -> int | None:
-    """Return the number before which a list goes on; None at its beginning."""
-    said = request.args.get("below", "")
-    return int(said) if said.isascii() and said.isdigit() and len(said) < 19 else None  # noqa: PLR2004 - as of a bigint
