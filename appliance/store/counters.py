@@ -26,7 +26,8 @@ class SiteCount:
 def merge(conn: Connection) -> None:
     """Make one row a minute of those of a commit each, and one row an hour of minutes that are days old.
 
-    Rows on either side of a seal stay apart, so that what waits for an export stays exact.
+    Rows on either side of a seal stay apart, and the first minute stands for all of them: so what waits for an export
+    stays exact, and since when.
     """
     _merge_into(conn, unit="minute", older_than="2 minutes", newer_than="3 days")
     _merge_into(conn, unit="hour", older_than="3 days", newer_than="4 days")
@@ -43,10 +44,10 @@ def _merge_into(conn: Connection, *, unit: str, older_than: str, newer_than: str
             DELETE FROM event_counts c USING crowded
             WHERE date_trunc(%(unit)s, c.minute) = slot AND c.site_id = crowded.site_id
             AND c.minute >= now() - %(newer)s::interval
-            RETURNING slot, c.site_id, events, last_id
+            RETURNING slot, c.minute, c.site_id, events, last_id
         )
         INSERT INTO event_counts (minute, site_id, events, last_id)
-        SELECT slot, site_id, sum(events), max(last_id) FROM taken
+        SELECT min(minute), site_id, sum(events), max(last_id) FROM taken
         GROUP BY slot, site_id, (SELECT count(*) FROM export_coverage WHERE sealed_to >= last_id)
         """,
         {"unit": unit, "older": older_than, "newer": newer_than},

@@ -10,7 +10,7 @@ from appliance.store.database import Connection, fetch_value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """What a job has not exported yet. `oldest`: when the first of it arrived, to the minute (after days, the hour)."""
+    """What a job has not exported yet. `oldest`: when the first of it arrived, to the minute."""
 
     job: str
     events: int
