@@ -49,6 +49,8 @@ def fill(
         for first in range(1, rows + 1, _CHUNK_ROWS):
             last = min(first + _CHUNK_ROWS - 1, rows)
             conn.execute(_FILL, {"span": seconds, "rows": rows, "first": first, "last": last})
+        # Vacuuming leaves alone what commits have not been written out for.
+        conn.execute("CHECKPOINT")
         conn.execute("VACUUM (ANALYZE) events_log")
         conn.execute("CHECKPOINT")
 

@@ -19,6 +19,7 @@ import pyarrow.compute
 
 from appliance.config import S3Bucket, Settings
 from appliance.errors import ApplianceError
+from appliance.export import delivery
 from appliance.export import job as jobs
 from appliance.export.buckets import clients, s3
 from appliance.store import runs
@@ -38,10 +39,11 @@ def one_client(settings: S3Bucket) -> Any:
 
 
 # What makes a run small and hasty: few rows are many batches already; a dead run's lease is over; a call of a bucket is
-# one request; nobody has to go first.
+# one request, and comes in its turn; nobody has to go first.
 SMALL_AND_HASTY: tuple[tuple[Any, str, Any], ...] = (
     (jobs, "BATCH_ROWS", 3),
     (runs, "LEASE_SECONDS", -1),
+    (delivery, "_UPLOADS_AT_ONCE", 1),
     (clients, "_ATTEMPTS", 1),
     (s3, "make_client", one_client),
 )

@@ -161,7 +161,7 @@ def test_a_site_named_while_its_rows_are_being_sealed_for_all_sites_is_not_seale
     waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     with ThreadPoolExecutor(1) as pool:
         with db.connection() as old:
-            assert isinstance(sealing.seal_next(old, plan("acme")), ledger.Key)
+            assert isinstance(sealing.seal_next(old, plan("acme")), sealing.Sealed)
             # Another process starts with an edited configuration before this one commits.
             edited = pool.submit(configure, db, {"acme": ["shop"]})
             wait_for(lambda: edited.done() or conn.execute(waits).fetchone(), "the other process to meet this one")
@@ -284,7 +284,7 @@ def test_rows_that_nobody_covers_are_never_marked(db: Database, conn: Conn) -> N
 def test_marking_in_small_steps_marks_the_same_rows_and_each_once(
     db: Database, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(marks, "_STEP_ROWS", 3)
+    monkeypatch.setattr(marks, "_STEP_IDS", 3)
     configure(db, {"acme": ["shop"], "vault": ["*"]})
     for site in SITES * 2:
         arrive(db, conn, site)

@@ -150,7 +150,7 @@ def test_a_row_put_by_hand_among_rows_that_were_sealed_before_stays(db: Database
 def test_it_goes_in_small_steps_stops_between_them_and_goes_on_later(
     db: Database, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(marks, "_STEP_ROWS", 4)
+    monkeypatch.setattr(marks, "_STEP_IDS", 4)
     configure(db, {"acme": ["*"]})
     store_events(db, 10)
     export(db, "acme")

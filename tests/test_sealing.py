@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
 
@@ -41,7 +42,8 @@ def seal(
         buckets={"client": "raw"},
     )
     with db.connection() as conn:
-        return sealing.seal_next(conn, plan, patience_seconds=patience)
+        sealed = sealing.seal_next(conn, plan, patience_seconds=patience)
+    return sealed.key if isinstance(sealed, sealing.Sealed) else sealed
 
 
 @pytest.fixture(autouse=True)
@@ -383,3 +385,46 @@ def test_a_batch_ends_with_the_row_that_crosses_its_limit_of_bytes(db: Database,
     store_events(db, 2)
     assert isinstance(seal(db, batch_bytes=1), ledger.Key)
     assert len(batches(conn)[-1]) == 1
+
+
+ORDERS = [
+    # What comes in, one row after the other: site and hour of arrival.
+    ([("shop", 8), ("shop", 8), ("shop", 9)], True),
+    ([("shop", 9), ("shop", 8)], False),
+    ([("shop", 8), ("shop", 9), ("shop", 8)], False),
+    ([("blog", 9), ("shop", 8)], True),
+    ([("shop", 8), ("blog", 9)], False),
+    ([("blog", 8), ("shop", 8), ("blog", 8)], False),
+    # As bytes: a capital stands before every small letter.
+    ([("Shop", 8), ("blog", 8)], True),
+    ([("blog", 8), ("Shop", 8)], False),
+    ([(None, 9), ("blog", 8)], True),
+    ([("blog", 8), (None, 9)], False),
+]
+
+
+@pytest.mark.parametrize(("arrivals", "in_order"), ORDERS)
+def test_sealing_tells_whether_rows_lie_in_the_order_of_their_objects(
+    db: Database, conn: psycopg.Connection[Any], arrivals: list[tuple[str | None, int]], *, in_order: bool
+) -> None:
+    # Half an hour off: the hours of objects are those of UTC, whatever a database is set to.
+    conn.execute("SET timezone = 'Asia/Kolkata'")
+    for site, hour in arrivals:
+        store_events(db, 1, site_id=site or "shop", created_at=datetime(2026, 1, 5, hour, 45, tzinfo=UTC))
+        if site is None:
+            conn.execute("UPDATE events_log SET site_id = NULL WHERE id = (SELECT max(id) FROM events_log)")
+    sealing.sync_coverage(conn, {"vault": ["*"]})
+    plan = sealing.Plan(
+        job="vault",
+        format="jsonl",
+        compression="gzip",
+        object_rows=1000,
+        object_bytes=1000,
+        batch_rows=1000,
+        schema_version=1,
+        buckets={"client": "raw"},
+    )
+    with conn.transaction():
+        sealed = sealing.seal_next(conn, plan)
+    assert isinstance(sealed, sealing.Sealed)
+    assert sealed.in_order is in_order

@@ -252,4 +252,4 @@ def test_duckdb_reads_the_tree_as_one_partitioned_table(conn: Conn, conninfo: st
 def test_memory_for_a_row_group_is_bounded_by_bytes(db: Database, conninfo: str, tmp_path: Path) -> None:
     store_events(db, 40, raw_event_data=json.dumps({"x": "y" * 1_000_000}))
     (content,) = export(conninfo, 40, tmp_path, "parquet")
-    assert pq.ParquetFile(io.BytesIO(content)).num_row_groups == 2
+    assert pq.ParquetFile(io.BytesIO(content)).num_row_groups == 3

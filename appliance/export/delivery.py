@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from appliance.store.database import Database
 from appliance.store.ledger import Batch, Delivery, Key, ObjectRecord
 
 log = logging.getLogger(__name__)
+
+_UPLOADS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class BatchDelivery:
         fail: Callable[[str, BucketError], None],
         note_problem: Callable[[str, BucketError], None],
         safe_point: Callable[[], None],
+        in_order: bool | None = None,
     ) -> None:
         self._db = db
         self._conninfo = conninfo
@@ -80,6 +84,7 @@ class BatchDelivery:
         self._fail = fail
         self._note_problem = note_problem
         self._safe_point = safe_point
+        self._in_order = in_order
 
     def deliver(self) -> None:
         """Do it. Raises BatchChangedError where the rows have changed before any bucket had the batch.
@@ -92,7 +97,7 @@ class BatchDelivery:
 
     def _deliver_objects(self) -> None:
         try:
-            with reading.rows_of(self._conninfo, self._batch) as rows:
+            with reading.rows_of(self._conninfo, self._batch, in_order=self._in_order) as rows:
                 for made in write_objects(rows, self._batch, self._directory):
                     self._safe_point()
                     local = self._as_recorded(made)
@@ -217,13 +222,18 @@ class BatchDelivery:
             return ledger.record_manifest(conn, self._batch.key, made.text, made.sha256)
 
     def _put_everywhere(self, name: str, local: LocalObject) -> None:
-        """Put an object into each bucket; one that fails is out for the rest of the run and holds no other back."""
-        for bucket, target in list(self._targets.items()):
-            try:
-                target.bucket.put(buckets.join(target.delivery.prefix, name), local)
-            except BucketError as error:
-                del self._targets[bucket]
-                self._fail(bucket, error)
+        """Put an object into all buckets at once; one that fails is out for the rest of the run, the others go on."""
+        with ThreadPoolExecutor(_UPLOADS_AT_ONCE, thread_name_prefix="put") as threads:
+            puts = {
+                bucket: threads.submit(target.bucket.put, buckets.join(target.delivery.prefix, name), local)
+                for bucket, target in self._targets.items()
+            }
+            for bucket, put in puts.items():
+                try:
+                    put.result()
+                except BucketError as error:
+                    del self._targets[bucket]
+                    self._fail(bucket, error)
 
 
 def bucket_ahead(bucket: str, prefix: str, key: Key) -> BucketAheadError:

@@ -19,11 +19,11 @@ _COMPRESSIONS = {"gzip": ".gz", "zstd": ".zst", "none": ""}
 _PIECE_BYTES = 1 << 20
 _GZIP_LEVEL = 6
 _GZIP_WINDOW_BITS = 31  # 15 for the largest window, 16 for a gzip header (with no time in it)
-# Record batches that wait to be encoded: as many as come in (about 1 MB each) while a row group is written.
-_MOST_WAITING = 16
+# Record batches that wait to be encoded: as many as come in (about 4 MB each) while a row group is written.
+_MOST_WAITING = 4
 # A row group is what a reader of Parquet holds in memory, and the writer too.
 _GROUP_ROWS = 65_536
-_GROUP_BYTES = 32 << 20
+_GROUP_BYTES = 16 << 20
 # What a row takes beside its texts: an id, two moments, lengths.
 _FIXED_ROW_BYTES = 64
 
@@ -87,7 +87,7 @@ def row_offsets(record_batch: Any) -> Sequence[int]:
     return _sums_of_lengths(record_batch)
 
 
-def _sums_of_lengths(record_batch: Any) -> list[int]:
+def _sums_of_lengths(record_batch: Any) -> Sequence[int]:
     import pyarrow as pa  # noqa: PLC0415 - only exports need Arrow
     import pyarrow.compute as pc  # noqa: PLC0415
 
@@ -95,7 +95,9 @@ def _sums_of_lengths(record_batch: Any) -> list[int]:
     for column in record_batch.columns:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             total = pc.add(total, pc.fill_null(pc.binary_length(column).cast(pa.int64()), 0))
-    return [0, *pc.cumulative_sum(total).to_pylist()]
+    sums = pc.cumulative_sum(pa.concat_arrays([pa.array([0], pa.int64()), total]))
+    # As Arrow has them: a Python number for each row would take longer than all the rest here.
+    return memoryview(sums.buffers()[1]).cast("q")[: len(sums)]
 
 
 class _Text:
@@ -190,10 +192,10 @@ class _Parquet:
         import pyarrow.parquet as pq  # noqa: PLC0415
 
         table = pa.Table.from_batches(self._group).combine_chunks()
+        self._group.clear()
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._sink, table.schema, compression=self._compression, store_schema=False)
         self._writer.write_table(table, row_group_size=_GROUP_ROWS)
-        self._group.clear()
         self._rows_left, self._bytes_left = _GROUP_ROWS, _GROUP_BYTES
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,7 +28,7 @@ from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target, bucket_ahead, target_of
 from appliance.export.means import Means, StoppedError
-from appliance.store import ledger, marks, resting, restoring, runs, sealing
+from appliance.store import ledger, marks, reading, resting, restoring, runs, sealing
 from appliance.store.database import Database
 from appliance.store.events import EXPORT_SCHEMA_VERSION, newest_id
 from appliance.store.ledger import Batch, Key
@@ -37,10 +38,12 @@ from appliance.words import counted
 log = logging.getLogger(__name__)
 
 # Frozen into each batch: a change here affects batches sealed afterwards.
-BATCH_ROWS = 500_000
+BATCH_ROWS = 125_000
 BATCH_BYTES = 2 * 1024 * 1024 * 1024
 OBJECT_ROWS = 500_000
 OBJECT_BYTES = 256 * 1024 * 1024
+# From so many rows on it is worth a thread to mark and to seal while a batch is delivered.
+_BESIDE_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,13 +210,20 @@ class _Run:
         self._tally = tally
         self._tried: set[Key] = set()
         self._unanswered: set[str] = set()
+        self._unmarked_rows = 0
+        self._in_order: dict[Key, bool] = {}
+        self._seals_ahead = False
+        self._ahead: Future[sealing.Sealed | sealing.Nothing | None] | None = None
 
     def work(self) -> Report:
         self._sync_coverage(retire=False)
         self._deliver_owed()
         blockers = self._seal_and_deliver()
-        marks.mark_settled_rows(self._db)
+        self._mark()
         return self._tally.report(blockers)
+
+    def _mark(self) -> None:
+        marks.mark_settled_rows(self._db, go_on=self._means.go_on)
 
     def _seal_and_deliver(self) -> tuple[Writer, ...]:
         """Work through everything that is not sealed yet, as long as any bucket takes it."""
@@ -223,19 +233,16 @@ class _Run:
         with self._db.connection() as conn:
             goal = newest_id(conn)
         while any(name not in self._tally.broken for name in export.bucket_names):
-            try:
-                sealed = self._seal()
-            except (ledger.OvertakenError, psycopg.errors.UniqueViolation) as error:
-                log.info("export %s: another run was faster (%s)", self._job, type(error).__name__)
-            else:
-                if isinstance(sealed, sealing.Nothing):
-                    return sealed.blockers
-                if self._end_of(sealed) >= goal:
-                    # What has come in meanwhile is for the next run: under steady traffic there is always more, and one
-                    # run would seal it in ever smaller batches and never end.
-                    self._deliver_owed()
-                    return ()
+            sealed = self._next_sealed()
+            if isinstance(sealed, sealing.Nothing):
+                return sealed.blockers
+            # What has come in meanwhile is for the next run: under steady traffic there is always more, and one run
+            # would seal it in ever smaller batches and never end.
+            is_last = sealed is not None and self._end_of(sealed.key) >= goal
+            self._seals_ahead = sealed is not None and sealed.row_count >= _BESIDE_ROWS and not is_last
             self._deliver_owed()
+            if is_last:
+                return ()
         return ()
 
     def _restoring(self) -> bool:
@@ -249,11 +256,28 @@ class _Run:
         with self._db.connection() as conn:
             return max(r.to_id for r in ledger.load(conn, key).ranges)
 
-    def _seal(self) -> Key | sealing.Nothing:
+    def _next_sealed(self) -> sealing.Sealed | sealing.Nothing | None:
+        """Return the next batch, sealed beside the one before it or now; None when another run was faster."""
+        ahead, self._ahead = self._ahead, None
+        sealed = ahead.result() if ahead else self._try_to_seal()
+        if isinstance(sealed, sealing.Sealed):
+            self._in_order[sealed.key] = sealed.in_order
+        return sealed
+
+    def _try_to_seal(self) -> sealing.Sealed | sealing.Nothing | None:
+        try:
+            return self._seal()
+        except (ledger.OvertakenError, psycopg.errors.UniqueViolation) as error:
+            log.info("export %s: another run was faster (%s)", self._job, type(error).__name__)
+            return None
+
+    def _seal(self) -> sealing.Sealed | sealing.Nothing:
         with self._db.connection() as conn:
             key = sealing.next_key(conn, self._job)
         if key is None:
             return sealing.Nothing()
+        # It takes a while, and so does what the database is asked here.
+        threading.Thread(target=reading.load_arrow, daemon=True).start()
         # Outside the transaction that seals: a bucket that hangs must not hold up what other jobs decide.
         self._prove_free(key)
         with self._db.connection() as conn:
@@ -293,7 +317,7 @@ class _Run:
         targets = self._targets(batch)
         # A batch whose buckets all fail is still written once: the next manifest needs the digest of its own.
         if targets or batch.manifest is None:
-            with self._means.scratch(self._job) as directory:
+            with self._means.scratch(self._job) as directory, self._beside():
                 BatchDelivery(
                     db=self._db,
                     conninfo=self._means.conninfo,
@@ -304,6 +328,8 @@ class _Run:
                     fail=partial(self._fail, key),
                     note_problem=partial(self._note_problem, key),
                     safe_point=self._means.stop_here_if_told,
+                    # What this run has sealed it need not look through once more.
+                    in_order=self._in_order.pop(key, None),
                 ).deliver()
         with self._db.connection() as conn:
             settled = ledger.settle(conn, key)
@@ -311,9 +337,27 @@ class _Run:
             log.info("export %s: batch %d delivered (%d events)", self._job, key.sequence, batch.row_count)
             self._tally.batches += 1
             self._tally.row_count += batch.row_count
+            self._unmarked_rows += batch.row_count
         else:
             # Those that failed are no longer among the targets.
             self._tally.partly.update(list(targets))
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """While the block delivers a batch, mark the ones before it and seal the next: both only read and write rows.
+
+        That has ended when the block's batch settles: what is marked does not depend on who is faster. What sealing
+        raises is raised when the next batch is wanted.
+        """
+        marks_now = self._unmarked_rows >= _BESIDE_ROWS
+        with ThreadPoolExecutor(1, thread_name_prefix="beside") as thread:
+            marking = thread.submit(self._mark) if marks_now else None
+            self._ahead = thread.submit(self._try_to_seal) if self._seals_ahead else None
+            self._seals_ahead = False
+            yield
+            if marking is not None:
+                self._unmarked_rows = 0
+                marking.result()
 
     def _targets(self, batch: Batch) -> dict[str, Target]:
         """Return the buckets that wait for the batch and can take it, their attempts counted."""

@@ -70,9 +70,13 @@ class Means:
 
     def stop_here_if_told(self) -> None:
         """Raise StoppedError when the appliance shuts down: between two objects, at the latest."""
-        self.pulse.beat()
-        if self.stopping.is_set():
+        if not self.go_on():
             raise StoppedError("stopped with the appliance; the next run goes on")
+
+    def go_on(self) -> bool:
+        """Return whether there is still time for another step."""
+        self.pulse.beat()
+        return not self.stopping.is_set()
 
     @contextmanager
     def scratch(self, job: str) -> Iterator[Path]:

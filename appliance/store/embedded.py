@@ -24,6 +24,7 @@ from typing import IO
 import psycopg
 
 from appliance.errors import StartError
+from appliance.store.sizing import Machine, settings_for
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ _SETTINGS = {
     "max_prepared_transactions": "0",
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    "max_wal_size": "2GB",
+    # Statements here are short, or read what they find once: to compile them never pays.
+    "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
     # Bounded logs in the data directory: one file a weekday, written over after a week.
@@ -189,6 +191,7 @@ class EmbeddedPostgres:
         """Settings go on the command line: a new version's apply to an old cluster too."""
         settings = {
             **_SETTINGS,
+            **settings_for(Machine.of(self._data_dir)),
             **self._overrides,
             "unix_socket_directories": str(self.socket_dir),
             "hba_file": str(self.cluster / _HBA_FILE),

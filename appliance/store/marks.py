@@ -11,19 +11,23 @@ from appliance.store.database import Connection, Database, fetch_value
 from appliance.store.events import delete_exported, mark_exported
 from appliance.store.ranges import ALL_SITES, Range, where
 
-# Rows marked or deleted in one transaction: collecting goes on beside it, and sealing waits for it.
-_STEP_ROWS = 20_000
+# Ids that are gone through in one transaction: collecting goes on beside it, and sealing waits for it.
+_STEP_IDS = 20_000
 
 # What a batch has of a site, in a query over export_ranges r.
 _OF_SITE = "(r.site = %(site)s OR (r.site = '*' AND NOT %(site)s = ANY(r.except_sites)))"
 
 
-def mark_settled_rows(db: Database) -> int:
-    """Set exported_at on every row that all jobs covering it have settled; return how many rows that were.
+def mark_settled_rows(db: Database, *, go_on: Callable[[], bool] = lambda: True) -> int:
+    """Set exported_at on every row that all jobs covering it have settled; return how many. `go_on` is asked each step.
 
     It reads what is committed, after the settling: of two jobs that settle at once the later sees both.
     """
-    return sum(_steps(db, _mark_step))
+
+    def step(conn: Connection, site: str) -> int | None:
+        return _mark_step(conn, site) if go_on() else None
+
+    return sum(_steps(db, step))
 
 
 def delete_old_rows(db: Database, *, keep_days: int, go_on: Callable[[], bool]) -> int:
@@ -114,15 +118,10 @@ def _next_rows(conn: Connection, site: str, mark: str, target: int | None) -> Ra
 
 
 def _step_end(conn: Connection, start: int, target: int) -> int:
-    """Return where a step ends: by rows, not by ids, because a sequence may have leapt."""
-    row = conn.execute(
-        "SELECT count(*), max(id) FROM"
-        " (SELECT id FROM events_log WHERE id > %s AND id <= %s ORDER BY id LIMIT %s) AS step",
-        (start, target, _STEP_ROWS),
-    ).fetchone()
-    assert row is not None  # noqa: S101 - an aggregate always returns a row
-    found, last_id = row
-    return int(last_id) if found == _STEP_ROWS else target
+    """Return where a step ends: so many ids behind the next row that there is, because a sequence may have leapt."""
+    query = "SELECT min(id) FROM events_log WHERE id > %s AND id <= %s"
+    next_id: int | None = fetch_value(conn, query, (start, target))
+    return target if next_id is None else min(target, next_id - 1 + _STEP_IDS)
 
 
 def _settled_to(conn: Connection, site: str) -> int | None:

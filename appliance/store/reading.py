@@ -11,11 +11,9 @@ from appliance.errors import BatchChangedError, DatabaseUnavailableError
 from appliance.priority import step_back_postgres
 from appliance.store.events import EXPORTED_AS_SQL, EXPORTED_COLUMNS
 from appliance.store.ledger import Batch
+from appliance.store.partitions import HOUR, IN_UTC, SITE
 from appliance.store.ranges import where
 
-# Arrival decides the hour; a row put there by hand may lack it.
-_SITE = sql.SQL('e.site_id COLLATE "C"')
-_HOUR = sql.SQL("date_trunc('hour', coalesce(e.created_at, e.timestamp))")
 # How many rows there are, and whether in the order of their ids they go through one site and hour after the other.
 _GROUND = """
     SELECT coalesce(sum(number), 0)::bigint, coalesce(bool_and(first > last_before), TRUE)
@@ -49,9 +47,9 @@ _BY_SITE_AND_HOUR = """
     CROSS JOIN LATERAL (SELECT {columns} FROM events_log e WHERE e.id = sorted.row_id OFFSET 0) AS r
     ORDER BY sorted.site NULLS FIRST, sorted.hour, sorted.row_id
 """
-# Python copies each piece without letting any other thread run: smaller ones keep requests waiting for less.
+# Each piece costs the same, however few rows it has; larger ones gain nothing more, and several are held at a time.
 _PIECE_OPTION = "adbc.postgresql.batch_size_hint_bytes"
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 4 << 20
 _JSON_LINE = sql.SQL("row_to_json(r)::text || E'\\n' AS line")
 _MOMENTS = frozenset({"timestamp", "created_at"})
 # Texts as JSON lines have them.
@@ -64,14 +62,24 @@ _AS_TEXT = {
 }
 
 
+def load_arrow() -> None:
+    """Import what reading takes beforehand; the collector, which never exports, starts without it."""
+    import adbc_driver_postgresql.dbapi  # noqa: F401, PLC0415
+    import pyarrow.compute  # noqa: PLC0415
+    import pyarrow.parquet  # noqa: F401, PLC0415
+
+
 @contextmanager
-def rows_of(conninfo: str, batch: Batch) -> Iterator[Iterator[Any]]:
+def rows_of(conninfo: str, batch: Batch, *, in_order: bool | None = None) -> Iterator[Iterator[Any]]:
     """Lend the rows of a batch as record batches, in the way its format needs them.
 
     All have the columns partition and event_time; for text there is line (with its line break), for Parquet there are
     the exported columns. They come ordered by site, hour of arrival and id, from one snapshot, never more than a few MB
-    at a time. Raises BatchChangedError before the first row when there are more or fewer of them than were sealed, and
+    at a time. Raises BatchChangedError when there are more or fewer of them than were sealed, and
     DatabaseUnavailableError when the database fails.
+
+    `in_order` is what sealing has found a moment ago. Without it the rows are looked through first, and their number is
+    known before the first one comes; with it only behind the last.
     """
     # Only exports need Arrow: the collector starts without it.
     import adbc_driver_postgresql.dbapi as adbc  # noqa: PLC0415
@@ -79,26 +87,39 @@ def rows_of(conninfo: str, batch: Batch) -> Iterator[Iterator[Any]]:
 
     # Arrow's own keeps tens of MB more for itself when threads hand rows to each other.
     pa.set_memory_pool(pa.system_memory_pool())
-    parts = {"condition": where(batch.ranges), "columns": EXPORTED_AS_SQL, "site": _SITE, "hour": _HOUR}
+    parts = {"condition": where(batch.ranges), "columns": EXPORTED_AS_SQL, "site": SITE, "hour": HOUR}
     ground = sql.SQL(_GROUND).format(**parts)
     try:
         with adbc.connect(make_conninfo(conninfo, client_encoding="UTF8")) as connection, connection.cursor() as cursor:
             for pin in ("ISOLATION LEVEL REPEATABLE READ", "READ ONLY"):
                 cursor.execute(f"SET TRANSACTION {pin}")
             # The text of timestamps must not depend on how a server or a role is set up.
-            cursor.execute("SET LOCAL timezone = 'UTC'")
+            cursor.execute(IN_UTC)
             cursor.execute("SET LOCAL datestyle = 'ISO, MDY'")
             _let_others_go_first(cursor)
             cursor.adbc_statement.set_options(**{_PIECE_OPTION: str(_PIECE_BYTES)})
-            cursor.execute(ground.as_string())
-            found, in_order = cursor.fetchone()
-            if found != batch.row_count:
-                raise BatchChangedError(f"{batch.row_count} rows were sealed, {found} are there now")
+            if in_order is None:
+                cursor.execute(ground.as_string())
+                found, in_order = cursor.fetchone()
+                _check_number(batch, found)
             source = sql.SQL(_BY_ID if in_order else _BY_SITE_AND_HOUR).format(**parts)
             cursor.execute(_rows(batch, source).as_string())
-            yield _guarded(cursor.fetch_record_batch())
+            yield _counted(batch, _guarded(cursor.fetch_record_batch()))
     except adbc.Error as error:
         raise DatabaseUnavailableError(f"reading the batch failed: {error}") from error
+
+
+def _counted(batch: Batch, record_batches: Iterable[Any]) -> Iterator[Any]:
+    found = 0
+    for record_batch in record_batches:
+        found += record_batch.num_rows
+        yield record_batch
+    _check_number(batch, found)
+
+
+def _check_number(batch: Batch, found: int) -> None:
+    if found != batch.row_count:
+        raise BatchChangedError(f"{batch.row_count} rows were sealed, {found} are there now")
 
 
 def _let_others_go_first(cursor: Any) -> None:

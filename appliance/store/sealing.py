@@ -18,8 +18,26 @@ from appliance.store import ledger
 from appliance.store.database import Connection, fetch_value
 from appliance.store.events import newest_id
 from appliance.store.ledger import Batch, Delivery, Key
+from appliance.store.partitions import HOUR, IN_UTC, SITE
 from appliance.store.ranges import ALL_SITES, Range, where
 
+# One look at each row: how many fit, the id of the last, how many there are, and whether those that fit are in order.
+_CUT = """
+    SELECT coalesce(sum(number) FILTER (WHERE fits), 0)::bigint, coalesce(max(last) FILTER (WHERE fits), 0),
+        coalesce(sum(number), 0)::bigint, coalesce(bool_and(first > last_before) FILTER (WHERE fits), TRUE)
+    FROM (
+        SELECT fits, count(*) AS number, min(id) AS first, max(id) AS last,
+            lag(max(id)) OVER (PARTITION BY fits ORDER BY site NULLS FIRST, hour) AS last_before
+        FROM (
+            SELECT id, site, hour, {bytes} >
+                coalesce(sum(bytes) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS fits
+            FROM (
+                SELECT e.id, {site} AS site, {hour} AS hour, pg_column_size(e.raw_event_data) AS bytes
+                FROM events_log e WHERE {condition} ORDER BY e.id LIMIT {rows}
+            ) AS found
+        ) AS cut GROUP BY fits, site, hour
+    ) AS groups
+"""
 # How long a run waits for the writers it met; a group of the inbox takes milliseconds.
 PATIENCE_SECONDS = 2.0
 _POLL_SECONDS = 0.02
@@ -55,6 +73,15 @@ class Plan:
     batch_bytes: int = 2**62
     """Of raw events as the table holds them, compressed where they are long: cheap to know, and near enough."""
     escape_formulas: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A batch was sealed. `in_order`: by their ids its rows go through one site and hour after the other."""
+
+    key: Key
+    row_count: int
+    in_order: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +146,7 @@ def next_key(conn: Connection, job: str) -> Key | None:
     return Key(job, ledger.next_sequence(conn, job)) if ground else None
 
 
-def seal_next(conn: Connection, plan: Plan, *, patience_seconds: float = PATIENCE_SECONDS) -> Key | Nothing:
+def seal_next(conn: Connection, plan: Plan, *, patience_seconds: float = PATIENCE_SECONDS) -> Sealed | Nothing:
     """Seal the job's next batch if there are rows for it.
 
     Two runs at once are right: the second to write the sequence, or to move the coverage on, fails with UniqueViolation
@@ -137,15 +164,15 @@ def seal_next(conn: Connection, plan: Plan, *, patience_seconds: float = PATIENC
     blockers = outwait(conn, patience_seconds)
     if blockers:
         return Nothing(blockers)
-    row_count, last_id, more = _cut(conn, ranges, plan)
-    end = last_id if more else newest
+    cut = _cut(conn, ranges, plan)
+    end = cut.last_id if cut.more else newest
     frozen = _ranges_up_to(end, coverage)
     _advance_coverage(conn, plan.job, frozen)
-    if row_count == 0:
+    if cut.row_count == 0:
         return Nothing()
     key = Key(plan.job, ledger.next_sequence(conn, plan.job))
-    ledger.insert(conn, _batch(key, plan, frozen, row_count, sealed_at=fetch_value(conn, "SELECT now()")))
-    return key
+    ledger.insert(conn, _batch(key, plan, frozen, cut.row_count, sealed_at=fetch_value(conn, "SELECT now()")))
+    return Sealed(key, cut.row_count, cut.in_order)
 
 
 def _active_coverage(conn: Connection, job: str) -> dict[str, tuple[int, bool]]:
@@ -174,22 +201,30 @@ def outwait(conn: Connection, patience_seconds: float) -> tuple[Writer, ...]:
     return ()
 
 
-def _cut(conn: Connection, ranges: Sequence[Range], plan: Plan) -> tuple[int, int, bool]:
-    """Return how many rows fit into the next batch, the id of the last of them, and whether there may be more.
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """The rows of the next batch: how many, the last one's id, whether there may be more behind it, and their order."""
 
-    The row that crosses the limit of bytes is the batch's last.
-    """
-    query = sql.SQL(
-        "SELECT count(*) FILTER (WHERE fits), coalesce(max(id) FILTER (WHERE fits), 0), count(*) FROM"
-        " (SELECT id, coalesce(sum(bytes) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) < {}"
-        " AS fits FROM"
-        " (SELECT id, pg_column_size(raw_event_data) AS bytes FROM events_log e WHERE {} ORDER BY id LIMIT {}) AS found"
-        ") AS cut"
-    ).format(sql.Literal(plan.batch_bytes), where(ranges), sql.Literal(plan.batch_rows))
+    row_count: int
+    last_id: int
+    more: bool
+    in_order: bool
+
+
+def _cut(conn: Connection, ranges: Sequence[Range], plan: Plan) -> _Cut:
+    """Find where the next batch ends. The row that crosses the limit of bytes is its last."""
+    conn.execute(IN_UTC)
+    query = sql.SQL(_CUT).format(
+        site=SITE,
+        hour=HOUR,
+        condition=where(ranges),
+        rows=sql.Literal(plan.batch_rows),
+        bytes=sql.Literal(plan.batch_bytes),
+    )
     row = conn.execute(query).fetchone()
     assert row is not None  # noqa: S101 - an aggregate always returns a row
-    fitting, last_id, found = row
-    return fitting, last_id, fitting < found or found == plan.batch_rows
+    fitting, last_id, found, in_order = row
+    return _Cut(fitting, last_id, more=fitting < found or found == plan.batch_rows, in_order=in_order)
 
 
 def _advance_coverage(conn: Connection, job: str, frozen: Iterable[Range]) -> None:
