@@ -54,7 +54,7 @@ def sealed_batch(rows: int, format_: str = "jsonl", compression: str = "none", *
 def record_batch(rows: Sequence[tuple[str, str, datetime | None]]) -> Any:
     partitions, lines, times = zip(*rows, strict=True)
     columns = [pa.array(partitions), pa.array(lines), pa.array(times, pa.timestamp("us", tz="UTC"))]
-    return pa.RecordBatch.from_arrays(columns, ["partition", "line", "event_time"])
+    return pa.RecordBatch.from_arrays(columns, ["partition", "line", "timestamp"])
 
 
 def sliced(whole: Any, size: int) -> list[Any]:

@@ -24,6 +24,10 @@ _MOST_WAITING = 4
 # A row group is what a reader of Parquet holds in memory, and the writer too.
 _GROUP_ROWS = 65_536
 _GROUP_BYTES = 16 << 20
+# Columns whose values come again and again; of others a dictionary is tried, and thrown away when it has become large.
+_WITH_DICTIONARY = ["event_type", "session_id", "visitor_id", "site_id", "url", "path", "user_agent", "ip_address"]
+# Of long texts the smallest and the largest help no reader to leave out a row group.
+_WITH_STATISTICS = [column for column in EXPORTED_COLUMNS if column not in {"raw_event_data", "user_agent"}]
 # What a row takes beside its texts: an id, two moments, lengths.
 _FIXED_ROW_BYTES = 64
 
@@ -194,7 +198,14 @@ class _Parquet:
         table = pa.Table.from_batches(self._group).combine_chunks()
         self._group.clear()
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._sink, table.schema, compression=self._compression, store_schema=False)
+            self._writer = pq.ParquetWriter(
+                self._sink,
+                table.schema,
+                compression=self._compression,
+                use_dictionary=_WITH_DICTIONARY,
+                write_statistics=_WITH_STATISTICS,
+                store_schema=False,
+            )
         self._writer.write_table(table, row_group_size=_GROUP_ROWS)
         self._rows_left, self._bytes_left = _GROUP_ROWS, _GROUP_BYTES
 

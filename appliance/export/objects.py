@@ -119,7 +119,7 @@ class _Writer:
         self._rows += end - start
         self._rows_left -= end - start
         self._bytes_left -= offsets[end] - offsets[start]
-        self._note_times(record_batch.column("event_time").slice(start, end - start))
+        self._note_times(record_batch.column("timestamp").slice(start, end - start))
         return end
 
     def _note_times(self, times: Any) -> None:

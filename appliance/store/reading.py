@@ -29,7 +29,6 @@ _ROWS = """
         CASE WHEN isfinite(coalesce(r.created_at, r.timestamp))
             THEN to_char(coalesce(r.created_at, r.timestamp), 'YYYY-MM-DD HH24') ELSE '- -' END
             || CASE WHEN r.site_id IS NULL THEN ' -' ELSE ' +' || r.site_id END AS partition,
-        {event_time} AS event_time,
         {content}
     FROM {source}
 """
@@ -73,8 +72,8 @@ def load_arrow() -> None:
 def rows_of(conninfo: str, batch: Batch, *, in_order: bool | None = None) -> Iterator[Iterator[Any]]:
     """Lend the rows of a batch as record batches, in the way its format needs them.
 
-    All have the columns partition and event_time; for text there is line (with its line break), for Parquet there are
-    the exported columns. They come ordered by site, hour of arrival and id, from one snapshot, never more than a few MB
+    All have the columns partition and timestamp; for text there is line (with its line break), for Parquet there are
+    all exported columns. They come ordered by site, hour of arrival and id, from one snapshot, never more than a few MB
     at a time. Raises BatchChangedError when there are more or fewer of them than were sealed, and
     DatabaseUnavailableError when the database fails.
 
@@ -132,7 +131,7 @@ def _let_others_go_first(cursor: Any) -> None:
 
 
 def _rows(batch: Batch, source: sql.Composable) -> sql.Composable:
-    return sql.SQL(_ROWS).format(event_time=_in_range("timestamp"), content=_content(batch), source=source)
+    return sql.SQL(_ROWS).format(content=_content(batch), source=source)
 
 
 def _content(batch: Batch) -> sql.Composable:
@@ -140,7 +139,8 @@ def _content(batch: Batch) -> sql.Composable:
         return sql.SQL(", ").join(
             sql.SQL("{} AS {}").format(_typed(column), sql.Identifier(column)) for column in EXPORTED_COLUMNS
         )
-    return _csv_line(escape_formulas=batch.escape_formulas) if batch.format == "csv" else _JSON_LINE
+    line = _csv_line(escape_formulas=batch.escape_formulas) if batch.format == "csv" else _JSON_LINE
+    return sql.SQL("{} AS timestamp, {}").format(_in_range("timestamp"), line)
 
 
 def _typed(column: str) -> sql.Composable:
