@@ -21,6 +21,8 @@ _EXPORT_SECONDS = 300
 _AFTERWARDS_SECONDS = 5
 _LOOK_SECONDS = 0.2
 _FIRST_MINUTE_SECONDS = 60
+_LOOKS = 20
+_PAGE_MS = 100
 
 
 def single(world: World, plan: Plan) -> list[Row]:
@@ -97,6 +99,31 @@ def full_table(world: World, plan: Plan) -> list[Row]:
     ]
 
 
+def page(world: World, plan: Plan) -> list[Row]:
+    """The slowest of many looks at the first page with a full table, at rest and under a third of full load."""
+    load_before = load_now()
+    with world.server(Kind.DURABLE) as server:
+        fill(world, server.conninfo, plan.rows, plan.tell)
+        third = measured(server, world.single, plan.pace.seconds).per_second / 3
+        at_rest = [_slowest_look(server) for _ in range(plan.pace.rounds)]
+        with load.in_background(server.url, world.single.path, per_second=third) as background:
+            time.sleep(plan.pace.warm_up_seconds)
+            under_load = [_slowest_look(server) for _ in range(plan.pace.rounds)]
+            background.stop()
+    row = partial(Row, unit="ms", against=(_PAGE_MS,) * plan.pace.rounds, load_before=load_before)
+    table = f"slowest of {_LOOKS} looks at the status page, {plan.rows:,} rows"
+    return [
+        row(name=f"{table} / what it may take", figures=tuple(at_rest), bound=Bound(at_most=1)),
+        row(
+            name=f"{table}, a third of full load / what it may take", figures=tuple(under_load), bound=Bound(at_most=1)
+        ),
+    ]
+
+
+def _slowest_look(server: Server) -> float:
+    return max(server.page_ms("/admin/") for _ in range(_LOOKS))
+
+
 def export(world: World, plan: Plan) -> list[Row]:
     """A third of full load while a million rows are exported, against the same load without."""
     load_before = load_now()
@@ -149,6 +176,7 @@ MEASURES: Mapping[str, Callable[[World, Plan], list[Row]]] = {
     "batch": batch,
     "insert": insert,
     "table": full_table,
+    "page": page,
     "export": export,
     "memory": memory,
     "export-rate": exports.rate,

@@ -23,6 +23,7 @@ from appliance.server import THREADS, _die_with_parent, _Gunicorn
 from appliance.store.events import EXPORTED_COLUMNS, Event
 
 EXPORT_JOB = "bench"
+TOKEN = "of-a-throw-away-server"  # noqa: S105 - it listens on loopback and is gone after the measure
 
 
 class Kind(StrEnum):
@@ -55,6 +56,7 @@ def settings_of_bench(directory: Path, conninfo: str) -> Settings:
         {
             "server": {"data_dir": str(directory)},
             "database": {"url": conninfo},
+            "admin": {"token": TOKEN},
             "collect": {"requests_per_minute_per_address": 0, "requests_per_minute_per_site": 0},
             "sites": [{"id": "shop", "origins": ["https://shop.example.com"]}],
             "buckets": {"bench": {"kind": "directory", "path": str(bucket)}},

@@ -24,7 +24,7 @@ from appliance.store.events import newest_id
 from appliance.store.migrations import migrate
 from bench import load, payloads
 from bench.errors import BenchError
-from bench.servers import Kind
+from bench.servers import TOKEN, Kind
 
 _START_SECONDS = 60
 _STOP_SECONDS = 20
@@ -62,6 +62,20 @@ class Server:
             answer = connection.getresponse()
             content = answer.read()
             return answer.status, json.loads(content) if answer.headers.get_content_subtype() == "json" else content
+        finally:
+            connection.close()
+
+    def page_ms(self, path: str) -> float:
+        """Fetch a page of the admin's and return how long that took. Raises BenchError when it is refused."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            started = time.monotonic()
+            connection.request("GET", path, headers={"Authorization": f"Bearer {TOKEN}"})
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:  # noqa: PLR2004 - HTTP's number
+                raise BenchError(f"{path} answers {answer.status}")
+            return (time.monotonic() - started) * 1000
         finally:
             connection.close()
 

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from conftest import Appliance, S3Server, store_events
 
+from appliance.cli import cli
 from appliance.store.database import Database
 
 
@@ -25,25 +26,63 @@ def appliance_command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "serve",
-        "check",
-        "export",
-        "verify",
-        "backfill",
-        "restore",
-        "backup",
-        "restore-backup",
-        "status",
-        "hash-password",
-    ],
-)
+@pytest.mark.parametrize("command", cli.commands)
 def test_every_command_explains_itself_with_an_example(command: str, tmp_path: Path) -> None:
     done = appliance_command(command, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert f"Example: appliance {command}" in done.stdout
+
+
+# A server has nothing to tell a script, and a hash is all that `hash-password` prints.
+@pytest.mark.parametrize("command", sorted(cli.commands.keys() - {"serve", "hash-password"}))
+def test_every_command_that_tells_something_tells_it_to_scripts_too(command: str) -> None:
+    assert "--json" in {option for param in cli.commands[command].params for option in param.opts}
+
+
+COMPLETED = [
+    ("appliance ", "backfill backup check export hash-password restore restore-backup serve status verify"),
+    ("appliance re", "restore restore-backup"),
+    ("appliance export ", "acme beta"),
+    ("appliance verify b", "beta"),
+    ("appliance restore ", "client vault"),
+    ("appliance backfill acme --bucket v", "vault"),
+    ("appliance backfill acme --d", "--dry-run"),
+    ("appliance export --config broken.toml ", ""),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), COMPLETED)
+def test_a_shell_completes_commands_options_jobs_and_buckets(line: str, expected: str, tmp_path: Path) -> None:
+    buckets = "".join(f'[buckets.{name}]\nkind = "directory"\npath = "/mnt/{name}"\n' for name in ("client", "vault"))
+    jobs = "".join(f'[exports.{name}]\nclient = "client"\n' for name in ("acme", "beta"))
+    (tmp_path / "config.toml").write_text(buckets + jobs)
+    (tmp_path / "broken.toml").write_text("[exports")
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_APPLIANCE_COMPLETE": "bash_complete"}
+    done = subprocess.run(
+        [Path(sys.executable).parent / "appliance"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | asked,
+        timeout=60,
+    )
+    assert sorted(one.removeprefix("plain,") for one in done.stdout.split()) == expected.split()
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_line_for_a_shells_start_up_file_prints_a_script(shell: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "appliance"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"_APPLIANCE_COMPLETE": f"{shell}_source"},
+        timeout=60,
+    )
+    assert "_appliance_completion" in done.stdout
 
 
 def test_check_says_what_the_configuration_means(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from appliance.cli.common import config_option, load
+from appliance.cli.common import config_option, json_option, load, print_json
 
 _file_argument = click.argument("backup", type=click.Path(path_type=Path), metavar="FILE")
 
@@ -12,7 +12,8 @@ _file_argument = click.argument("backup", type=click.Path(path_type=Path), metav
 @click.command(epilog="Example: appliance backup /mnt/nas/appliance-2026-11-23.dump")
 @_file_argument
 @config_option
-def backup(backup: Path, file: Path | None) -> None:
+@json_option
+def backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
     """Write the whole database into FILE: events, record of exports, counts. The appliance may run meanwhile."""
     settings = load(file)
     from appliance.store import dumps  # noqa: PLC0415 - `check` must not need the database
@@ -20,13 +21,18 @@ def backup(backup: Path, file: Path | None) -> None:
 
     with attached(settings) as db:
         dumps.dump(db.conninfo, backup)
-    click.echo(f"{backup}: {backup.stat().st_size} bytes")
+    size = backup.stat().st_size
+    if as_json:
+        print_json({"file": backup, "bytes": size})
+    else:
+        click.echo(f"{backup}: {size} bytes")
 
 
 @click.command("restore-backup", epilog="Example: appliance restore-backup /mnt/nas/appliance-2026-11-23.dump")
 @_file_argument
 @config_option
-def restore_backup(backup: Path, file: Path | None) -> None:
+@json_option
+def restore_backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
     """Fill an empty database from FILE, which `appliance backup` has written, perhaps from another database.
 
     The appliance must not run. What buckets have got since the backup comes back with `appliance restore` afterwards.
@@ -35,6 +41,7 @@ def restore_backup(backup: Path, file: Path | None) -> None:
     from appliance import server  # noqa: PLC0415 - `check` must not need the database
     from appliance.store import dumps  # noqa: PLC0415
     from appliance.store.attach import attached  # noqa: PLC0415
+    from appliance.store.events import newest_id  # noqa: PLC0415
     from appliance.store.migrations import migrate  # noqa: PLC0415
 
     with server.lock_data_dir(settings.server.data_dir), attached(settings) as db:
@@ -43,4 +50,8 @@ def restore_backup(backup: Path, file: Path | None) -> None:
         dumps.load(db.conninfo, backup)
         with db.connection() as conn:
             migrate(conn)
-    click.echo(f"the database is that of {backup}")
+            events = newest_id(conn)
+    if as_json:
+        print_json({"file": backup, "newest_id": events})
+    else:
+        click.echo(f"the database is that of {backup}")

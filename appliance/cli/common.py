@@ -1,6 +1,7 @@
 """What commands share: options, reading the configuration, and printing."""
 
 import json
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import click
 
 from appliance import config, log
 from appliance.config import Settings
+from appliance.errors import ConfigError
 
 config_option = click.option(
     "--config",
@@ -17,6 +19,24 @@ config_option = click.option(
     help="Configuration file (default: config.toml where it stands; without it, the defaults).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
+
+
+def complete_jobs(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Offer the jobs of the configuration to a shell."""
+    return _configured(ctx, incomplete, lambda settings: settings.exports)
+
+
+def complete_buckets(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Offer the buckets of the configuration to a shell."""
+    return _configured(ctx, incomplete, lambda settings: settings.buckets)
+
+
+def _configured(ctx: click.Context, incomplete: str, names_of: Callable[[Settings], Iterable[str]]) -> list[str]:
+    try:
+        settings = config.load(ctx.params.get("file"))
+    except ConfigError:
+        return []  # the command itself will say what is wrong; here it would land in the line that is being typed
+    return [name for name in names_of(settings) if name.startswith(incomplete)]
 
 
 def load(file: Path | None) -> Settings:

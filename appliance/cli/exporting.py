@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.common import config_option, json_option, load, print_json
+from appliance.cli.common import complete_buckets, complete_jobs, config_option, json_option, load, print_json
 from appliance.cli.progress import progress
 from appliance.config import Settings
 from appliance.priority import step_back
@@ -44,7 +44,7 @@ _MOMENT = _Moment()
 
 
 @click.command(epilog="Example: appliance export acme")
-@click.argument("job", required=False)
+@click.argument("job", required=False, shell_complete=complete_jobs)
 @config_option
 @json_option
 def export(job: str | None, file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
@@ -66,7 +66,7 @@ def export(job: str | None, file: Path | None, as_json: bool) -> None:  # noqa: 
 
 
 @click.command(epilog="Example: appliance verify acme --repair")
-@click.argument("job", required=False)
+@click.argument("job", required=False, shell_complete=complete_jobs)
 @click.option("--repair", "repairs", is_flag=True, help="Deliver again what is missing; nothing is ever written over.")
 @config_option
 @json_option
@@ -99,12 +99,16 @@ def verify(job: str | None, file: Path | None, *, repairs: bool, as_json: bool) 
 
 
 @click.command(epilog="Example: appliance backfill acme --from 2026-11-01 --to 2026-11-07 --bucket vault --dry-run")
-@click.argument("job")
+@click.argument("job", shell_complete=complete_jobs)
 @click.option("--from", "start", type=_MOMENT, required=True, help="Events that arrived from here on (UTC).")
 @click.option(
     "--to", "end", type=_MOMENT, required=True, help="... and before here; a day alone is the whole day (UTC)."
 )
-@click.option("--bucket", help="Deliver to this bucket, which need not have been one of theirs.")
+@click.option(
+    "--bucket",
+    shell_complete=complete_buckets,
+    help="Deliver to this bucket, which need not have been one of theirs.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be delivered, and deliver nothing.")
 @config_option
 @json_option
@@ -150,7 +154,7 @@ def _backfilled(batches: int, *, dry_run: bool, failed: int) -> str:
 
 
 @click.command(epilog="Example: appliance restore vault")
-@click.argument("bucket")
+@click.argument("bucket", shell_complete=complete_buckets)
 @click.option(
     "--give-up", "gives_up", is_flag=True, help="End a restore that cannot be finished; what came back stays."
 )
