@@ -39,8 +39,8 @@ def settings_for(machine: Machine) -> dict[str, str]:
         "effective_cache_size": _in_mb(machine.memory // 2),
         "work_mem": _in_mb(_within(machine.memory // 256, 4 * _MB, 32 * _MB)),
         "maintenance_work_mem": _in_mb(_within(machine.memory // 16, 64 * _MB, 512 * _MB)),
-        # By itself it would grow to 16 MB with the buffers above. A commit waits until what stands in it is written, and
-        # an export that marks its rows fills it all the time.
+        # By itself it would grow to 16 MB with the buffers above. A commit waits until what stands in it is written; an
+        # export that marks its rows fills it all the time.
         "wal_buffers": "4MB",
         "max_wal_size": _in_mb(max_wal),
         "min_wal_size": _in_mb(max_wal // 4),
