@@ -100,23 +100,20 @@ def full_table(world: World, plan: Plan) -> list[Row]:
 
 
 def page(world: World, plan: Plan) -> list[Row]:
-    """The slowest of many looks at the first page with a full table, at rest and under a third of full load."""
+    """The slowest of many looks at the first page with a full table."""
     load_before = load_now()
     with world.server(Kind.DURABLE) as server:
         fill(world, server.conninfo, plan.rows, plan.tell)
-        third = measured(server, world.single, plan.pace.seconds).per_second / 3
-        at_rest = [_slowest_look(server) for _ in range(plan.pace.rounds)]
-        with load.in_background(server.url, world.single.path, per_second=third) as background:
-            time.sleep(plan.pace.warm_up_seconds)
-            under_load = [_slowest_look(server) for _ in range(plan.pace.rounds)]
-            background.stop()
-    row = partial(Row, unit="ms", against=(_PAGE_MS,) * plan.pace.rounds, load_before=load_before)
-    table = f"slowest of {_LOOKS} looks at the status page, {plan.rows:,} rows"
+        slowest = [_slowest_look(server) for _ in range(plan.pace.rounds)]
     return [
-        row(name=f"{table} / what it may take", figures=tuple(at_rest), bound=Bound(at_most=1)),
-        row(
-            name=f"{table}, a third of full load / what it may take", figures=tuple(under_load), bound=Bound(at_most=1)
-        ),
+        Row(
+            name=f"slowest of {_LOOKS} looks at the status page, {plan.rows:,} rows / what it may take",
+            unit="ms",
+            figures=tuple(slowest),
+            against=(_PAGE_MS,) * plan.pace.rounds,
+            bound=Bound(at_most=1),
+            load_before=load_before,
+        )
     ]
 
 
