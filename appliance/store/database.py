@@ -137,7 +137,8 @@ def _configure(conn: Connection) -> None:
 def _configure_to_make_way(conn: Connection) -> None:
     _configure(conn)
     if conn.info.host.startswith("/"):
-        step_back_postgres(conn.info.backend_pid)
+        # It writes: a commit of events waits for the same log.
+        step_back_postgres(conn.info.backend_pid, holds_locks=True)
 
 
 def fetch_value(conn: Connection, query: str, params: Any = None) -> Any:
