@@ -2,13 +2,14 @@
 ## make exports    export now what make run has collected
 ## make status     show what came in and what was exported
 ## make test       set everything up and run all tests
+## make test-full  that, and what needs PostgreSQL servers of one's own: versions, TLS, PgBouncer, failover
 ## make spark-test read an export with Spark (installs it: 450 MB; needs Java 17 or newer)
 ## make bench      measure what it carries on this machine
 ## make torture    kill and freeze everything for longer than the tests do (about 10 minutes)
 ## make lint       ruff, mypy, import-linter, deptry
 ## make image-test build the image and try it for real
 ## make lock       renew the locked versions
-.PHONY: help run exports status install test spark-test bench torture lint format image-test lock programs axe clean
+.PHONY: help run exports status install test test-full spark-test bench torture lint format image-test lock programs axe clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -64,11 +65,14 @@ install: $(VENV)/.installed-dev
 # Two at a time where there is room; those that look at how fast answers come need the machine for themselves.
 test: install programs axe
 ifeq ($(ARGS),)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone and not spark"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone and not spark and not servers"
 	$(BIN)/pytest -m alone
 else
 	$(BIN)/pytest $(ARGS)
 endif
+
+test-full: test
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m servers
 
 spark-test: $(VENV)/.installed-spark
 	@java -version 2>/dev/null || { echo "Spark needs Java 17 or newer: apt-get install default-jre-headless"; exit 1; }

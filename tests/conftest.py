@@ -42,8 +42,8 @@ ACCESS_KEY = "TESTKEY"
 SECRET_KEY = "test-secret-of-a-throw-away-server"
 START_SECONDS = 60.0
 
-# What the tests of tracking.js share.
-pytest_plugins = ["tracking"]
+# What the tests of tracking.js share, and those with servers of several versions.
+pytest_plugins = ["tracking", "servers"]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -304,13 +304,14 @@ class Appliance:
         path.write_text(tomli_w.dumps({**self.config, "server": server}))
         return path
 
-    def start(self) -> "Appliance":
-        """Start it and wait until it is ready."""
+    def start(self, *, until: Callable[["Appliance"], bool] | None = None) -> "Appliance":
+        """Start it and wait until it is ready, or as far as is asked for."""
         command = [sys.executable, "-m", "appliance", "serve", "--config", str(self.write_config())]
         with (self.directory / "log").open("a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+        done = self.ready if until is None else lambda: until(self)
         try:
-            wait_for(self.ready, "appliance serve", alive=lambda: self.process and self.process.poll() is None)
+            wait_for(done, "appliance serve", alive=lambda: self.process and self.process.poll() is None)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log}") from error
         return self

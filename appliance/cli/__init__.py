@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from appliance.cli.backups import backup, restore_backup
+from appliance.cli.backups import backup, move, restore_backup
 from appliance.cli.exporting import backfill, export, restore, verify
 from appliance.cli.passwords import hash_password
 from appliance.cli.running import check, serve
@@ -41,6 +41,7 @@ for _command in (
     restore,
     backup,
     restore_backup,
+    move,
     status,
     hash_password,
 ):

@@ -1,10 +1,11 @@
-"""`backup` and `restore-backup`: the whole database in one file."""
+"""`backup` and `restore-backup`: the whole database in one file; `move`: into another database."""
 
 from pathlib import Path
 
 import click
 
 from appliance.cli.common import config_option, json_option, load, print_json
+from appliance.errors import ConfigError
 
 _file_argument = click.argument("backup", type=click.Path(path_type=Path), metavar="FILE")
 
@@ -47,7 +48,7 @@ def restore_backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
     with server.lock_data_dir(settings.server.data_dir), attached(settings) as db:
         with db.connection() as conn:
             dumps.check_empty(conn)
-        dumps.load(db.conninfo, backup)
+            dumps.load(conn, backup)
         with db.connection() as conn:
             migrate(conn)
             events = newest_id(conn)
@@ -55,3 +56,41 @@ def restore_backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
         print_json({"file": backup, "newest_id": events})
     else:
         click.echo(f"the database is that of {backup}")
+
+
+@click.command(epilog="Example: appliance move new.toml --config config.toml")
+@click.argument("new", type=click.Path(path_type=Path), metavar="NEW")
+@config_option
+@json_option
+def move(new: Path, file: Path | None, *, as_json: bool) -> None:
+    """Copy the whole database into the empty one of NEW, a configuration that differs in database.url.
+
+    The appliance must not run. The database it comes from stays as it is.
+    """
+    old_settings, new_settings = load(file), load(new)
+    if new_settings.server.data_dir != old_settings.server.data_dir:
+        # Events may wait in its spool, and belong to the database that the next start has.
+        raise ConfigError([f"{new}: server.data_dir: a move is between databases: leave it as it is"])
+    if new_settings.database == old_settings.database:
+        raise ConfigError(
+            [f"{new}: database.url: it names the database to move from (the environment wins over files)"]
+        )
+    from appliance import server  # noqa: PLC0415 - `check` must not need the database
+    from appliance.store import dumps, moving  # noqa: PLC0415
+    from appliance.store.attach import attached  # noqa: PLC0415
+    from appliance.store.events import newest_id  # noqa: PLC0415
+
+    with (
+        server.lock_data_dir(old_settings.server.data_dir),
+        attached(old_settings) as source,
+        attached(new_settings) as target,
+        source.connection() as sending,
+        target.connection() as receiving,
+    ):
+        dumps.check_empty(receiving)
+        moving.copy_everything(sending, receiving)
+        events = newest_id(receiving)
+    if as_json:
+        print_json({"newest_id": events})
+    else:
+        click.echo(f"everything is in the database of {new}: start the appliance with that")

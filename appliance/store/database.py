@@ -1,15 +1,18 @@
 """The connection pool, and what a lost database looks like to the rest of the house."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeAlias
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from appliance.errors import DatabaseUnavailableError
 from appliance.priority import step_back_postgres
+from appliance.store.reasons import READ_ONLY, NotedConnection, reason_of
 from appliance.store.watchdog import Watchdog
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -30,8 +33,10 @@ class Database:
         """With `makes_way` the server's processes behind it, too, work only when nothing else wants to."""
         self.conninfo = conninfo
         self._watchdog = Watchdog()
+        self._connect_errors: list[Exception] = []
         self._pool = ConnectionPool(
             conninfo,
+            connection_class=NotedConnection,
             open=False,
             min_size=1,
             max_size=_POOL_SIZE,
@@ -43,6 +48,10 @@ class Database:
                 "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
                 "application_name": "appliance",
                 "client_encoding": "UTF8",
+                # Behind a pooler each transaction may meet another of the server's processes, which knows nothing of
+                # what was prepared before.
+                "prepare_threshold": None,
+                "notes": self._connect_errors,
             },
         )
 
@@ -86,14 +95,23 @@ class Database:
             ):
                 yield conn
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
-            raise DatabaseUnavailableError(f"the database does not answer ({error})") from error
+            why = " ".join(reason_of(noted) for noted in self._connect_errors) or error
+            raise DatabaseUnavailableError(f"the database does not answer ({why})") from error
         except psycopg.errors.UndefinedTable as error:
             raise DatabaseUnavailableError("the database is being prepared") from error
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            # A primary that was made a standby: another server takes the writes now.
+            self._replace_connections()
+            raise DatabaseUnavailableError(f"the database answers, but {READ_ONLY}") from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            # After a restart of the server every idle connection is dead: replace them all at once.
-            with suppress(PoolClosed):
-                self._pool.drain()
+            # After a restart of the server every idle connection is dead.
+            self._replace_connections()
             raise DatabaseUnavailableError(f"the database failed: {first_line(error)}") from error
+
+    def _replace_connections(self) -> None:
+        """Replace them all at once, each when it is idle."""
+        with suppress(PoolClosed):
+            self._pool.drain()
 
     def pool_figures(self) -> dict[str, int]:
         """Return what psycopg's pool counts of itself."""
@@ -132,13 +150,28 @@ def _configure(conn: Connection) -> None:
     # Sealing looks again and again for what has been committed meanwhile: a database whose default is stricter would
     # show it the same picture each time. psycopg says so at each BEGIN, so a pooler in between is no trouble.
     conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    if not (conn.pgconn.parameter_status(b"DateStyle") or b"").startswith(b"ISO"):
+        # psycopg reads no other. Poolers know this setting, and keep it for each of their clients.
+        conn.execute("SET datestyle = 'ISO, MDY'")
+        conn.commit()
 
 
 def _configure_to_make_way(conn: Connection) -> None:
     _configure(conn)
-    if conn.info.host.startswith("/"):
+    if is_postgres_of_this_machine(conn.info.dsn):
         # It writes: a commit of events waits for the same log.
         step_back_postgres(conn.info.backend_pid, holds_locks=True)
+
+
+def is_postgres_of_this_machine(conninfo: str) -> bool:
+    """Return whether a PostgreSQL of this machine listens there itself, at a socket of its own.
+
+    A pooler shares the server's processes out, and one that has once stepped back would do so for everybody after us.
+    PostgreSQL puts a lock file beside its socket, a pooler does not.
+    """
+    parameters = conninfo_to_dict(conninfo)
+    directory, port = str(parameters.get("host", "")), parameters.get("port") or "5432"
+    return directory.startswith("/") and os.access(f"{directory}/.s.PGSQL.{port}.lock", os.F_OK)
 
 
 def fetch_value(conn: Connection, query: str, params: Any = None) -> Any:

@@ -2,19 +2,26 @@
 
 import logging
 import os
+import shutil
 import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import psycopg
 
 from appliance.errors import BackupError
-from appliance.store.database import Connection, fetch_value
+from appliance.store.database import Connection, fetch_value, first_line
 from appliance.store.embedded import binary
 
 log = logging.getLogger(__name__)
 
 _SHOWN_CHARS = 500
+_MUST_HAVE_TLS = frozenset({"require", "verify-ca", "verify-full"})
+# What pg_restore writes.
+_ROWS_FOLLOW = b" FROM stdin;\n"
+_ROWS_END = b"\\.\n"
+_UNKNOWN_BEFORE_17 = b"SET transaction_timeout = 0;\n"
 
 
 def dump(conninfo: str, file: Path) -> None:
@@ -27,7 +34,7 @@ def dump(conninfo: str, file: Path) -> None:
     unfinished = file.with_name(f"{file.name}.unfinished")
     try:
         unfinished.touch(mode=0o600)
-        _run("pg_dump", conninfo, "--format", "custom", "--no-owner", "--no-privileges", "--file", str(unfinished))
+        _dump(conninfo, "--format", "custom", "--no-owner", "--no-privileges", "--file", str(unfinished))
         _sync(unfinished)
         # A link does not replace what has come there meanwhile.
         os.link(unfinished, file)
@@ -49,23 +56,86 @@ def check_empty(conn: Connection) -> None:
             )
 
 
-def load(conninfo: str, file: Path) -> None:
-    """Replace what is in the database by a backup: all of it, or nothing where that fails. Raises BackupError."""
+def load(conn: Connection, file: Path) -> None:
+    """Replace what is in the database by a backup, within the caller's transaction. Raises BackupError.
+
+    pg_restore only reads the file: it speaks no TLS, and tells an older server what only its own version knows.
+    """
     if not os.access(file, os.R_OK):
         raise BackupError(f"{file} is not there, or cannot be read by this user")
-    options = ("--clean", "--if-exists", "--no-owner", "--no-privileges", "--single-transaction", "--exit-on-error")
-    # pg_restore takes only the name of a database from its environment by an option.
-    name = psycopg.conninfo.conninfo_to_dict(conninfo).get("dbname", "")
-    _run("pg_restore", conninfo, *options, "--dbname", str(name), str(file))
+    command = [
+        str(binary("pg_restore")),
+        "--clean",
+        "--if-exists",
+        "--no-owner",
+        "--no-privileges",
+        "--file=-",
+        str(file),
+    ]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as restore,  # noqa: S603 - PostgreSQL's own
+    ):
+        assert restore.stdout is not None  # noqa: S101 - it is a pipe
+        try:
+            _replay(conn, restore.stdout)
+        except psycopg.Error as error:
+            raise BackupError(f"{file} cannot be restored: {first_line(error)}") from error
+        if restore.wait() != 0:
+            complaints.seek(0)
+            raise BackupError(f"pg_restore failed: {complaints.read().decode(errors='replace').strip()[:_SHOWN_CHARS]}")
 
 
-def _run(program: str, conninfo: str, *words: str) -> None:
+def _replay(conn: Connection, script: Iterable[bytes]) -> None:
+    """Do what a script says that is meant for psql: statements, rows behind COPY, and commands of psql's own."""
+    lines = iter(script)
+    statements: list[bytes] = []
+    for line in lines:
+        if line.startswith(b"COPY ") and line.endswith(_ROWS_FOLLOW):
+            conn.execute(b"".join(statements))
+            statements.clear()
+            _copy(conn, line, lines)
+        elif not line.startswith(b"\\") and line != _UNKNOWN_BEFORE_17:
+            statements.append(_for_now(line))
+    conn.execute(b"".join(statements))
+
+
+def _for_now(line: bytes) -> bytes:
+    """Let settings end with the transaction: they must not stay with a connection that others get."""
+    if line.startswith(b"SELECT pg_catalog.set_config("):
+        return line.replace(b", false)", b", true)")
+    return line.replace(b"SET ", b"SET LOCAL ", 1) if line.startswith(b"SET ") else line
+
+
+def _copy(conn: Connection, statement: bytes, lines: Iterator[bytes]) -> None:
+    with conn.cursor().copy(statement) as copy:
+        for line in lines:
+            if line == _ROWS_END:
+                return
+            copy.write(line)
+        raise BackupError("the backup is cut off")
+
+
+def _dump(conninfo: str, *words: str) -> None:
     parameters = psycopg.conninfo.conninfo_to_dict(conninfo)
     environment = {**os.environ, **_variables(parameters)}
-    command = [str(binary(program)), "--no-password", *words]
+    command = [_pg_dump_for(parameters), "--no-password", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603 - PostgreSQL's own
     if done.returncode != 0:
-        raise BackupError(f"{program} failed: {done.stderr.strip()[:_SHOWN_CHARS]}")
+        raise BackupError(f"pg_dump failed: {done.stderr.strip()[:_SHOWN_CHARS]}")
+
+
+def _pg_dump_for(parameters: Mapping[str, object]) -> str:
+    if parameters.get("sslmode") not in _MUST_HAVE_TLS:
+        return str(binary("pg_dump"))
+    # The one out of the wheel speaks no TLS.
+    found = shutil.which("pg_dump")
+    if found is None:
+        raise BackupError(
+            "a backup through TLS needs a pg_dump on the PATH: install PostgreSQL's client programs, of the server's "
+            "version or newer"
+        )
+    return found
 
 
 def _variables(parameters: Mapping[str, object]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from psycopg.conninfo import make_conninfo
 
 from appliance.errors import BatchChangedError, DatabaseUnavailableError
 from appliance.priority import step_back_postgres
+from appliance.store.database import is_postgres_of_this_machine
 from appliance.store.events import EXPORTED_AS_SQL, EXPORTED_COLUMNS
 from appliance.store.ledger import Batch
 from appliance.store.partitions import HOUR, IN_UTC, SITE
@@ -49,6 +50,8 @@ _BY_SITE_AND_HOUR = """
 # Each piece costs the same, however few rows it has; larger ones gain nothing more, and several are held at a time.
 _PIECE_OPTION = "adbc.postgresql.batch_size_hint_bytes"
 _PIECE_BYTES = 4 << 20
+# Of each server that database.url names, until the next one is tried.
+_CONNECT_TIMEOUT_SECONDS = 5
 _JSON_LINE = sql.SQL("row_to_json(r)::text || E'\\n' AS line")
 _MOMENTS = frozenset({"timestamp", "created_at"})
 # Texts as JSON lines have them.
@@ -89,13 +92,13 @@ def rows_of(conninfo: str, batch: Batch, *, in_order: bool | None = None) -> Ite
     parts = {"condition": where(batch.ranges), "columns": EXPORTED_AS_SQL, "site": SITE, "hour": HOUR}
     ground = sql.SQL(_GROUND).format(**parts)
     try:
-        with adbc.connect(make_conninfo(conninfo, client_encoding="UTF8")) as connection, connection.cursor() as cursor:
+        with adbc.connect(_patient(conninfo)) as connection, connection.cursor() as cursor:
             for pin in ("ISOLATION LEVEL REPEATABLE READ", "READ ONLY"):
                 cursor.execute(f"SET TRANSACTION {pin}")
             # The text of timestamps must not depend on how a server or a role is set up.
             cursor.execute(IN_UTC)
             cursor.execute("SET LOCAL datestyle = 'ISO, MDY'")
-            _let_others_go_first(cursor)
+            _let_others_go_first(cursor, is_local=is_postgres_of_this_machine(conninfo))
             cursor.adbc_statement.set_options(**{_PIECE_OPTION: str(_PIECE_BYTES)})
             if in_order is None:
                 cursor.execute(ground.as_string())
@@ -106,6 +109,10 @@ def rows_of(conninfo: str, batch: Batch, *, in_order: bool | None = None) -> Ite
             yield _counted(batch, _guarded(cursor.fetch_record_batch()))
     except adbc.Error as error:
         raise DatabaseUnavailableError(f"reading the batch failed: {error}") from error
+
+
+def _patient(conninfo: str) -> str:
+    return make_conninfo(conninfo, client_encoding="UTF8", connect_timeout=_CONNECT_TIMEOUT_SECONDS)
 
 
 def _counted(batch: Batch, record_batches: Iterable[Any]) -> Iterator[Any]:
@@ -121,12 +128,12 @@ def _check_number(batch: Batch, found: int) -> None:
         raise BatchChangedError(f"{batch.row_count} rows were sealed, {found} are there now")
 
 
-def _let_others_go_first(cursor: Any) -> None:
+def _let_others_go_first(cursor: Any, *, is_local: bool) -> None:
     """Make the server's process that reads for us wait for those that store events, where that is in our hands."""
     cursor.execute("SET LOCAL max_parallel_workers_per_gather = 0")
-    cursor.execute("SELECT pg_backend_pid(), inet_server_addr() IS NULL")
-    pid, is_local = cursor.fetchone()
     if is_local:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
         step_back_postgres(pid)
 
 

@@ -1,0 +1,136 @@
+"""A PostgreSQL of the user's own, of each version that is supported, for a role that is no superuser."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import tomli_w
+from conftest import Appliance
+from exporting import chain
+from psycopg import sql
+from servers import Server, contents, exporting_to, ids_in, new_ids, post
+
+from appliance.store.embedded import EmbeddedPostgres
+from appliance.store.moving import TABLES
+
+pytestmark = pytest.mark.servers
+
+
+def test_everything_works_for_a_role_that_owns_its_database_and_nothing_else(
+    appliance: Callable[..., Appliance], server: Server, tmp_path: Path
+) -> None:
+    url, ids, bucket = server.url(server.new_database()), new_ids(5), tmp_path / "bucket"
+    box = appliance(**exporting_to(bucket, url)).start()
+    assert post(box, ids)[1]["accepted"] == 5
+    assert post(box, ids)[1]["duplicates"] == 5
+    (report,) = json.loads(box.run("export", "--json").stdout)
+    assert (report["row_count"], report["failed"]) == (5, False)
+    assert box.run("verify").stdout.endswith("0 found wrong\n")
+    assert json.loads(box.run("status", "--json").stdout)["events"] == 5
+    assert ids_in(bucket) == Counter(ids)
+    assert not (box.data_dir / "postgres").exists()
+    with psycopg.connect(url) as conn:
+        assert str(conn.info.server_version // 10000) == server.version
+        assert conn.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (False,)
+    assert box.stop() == 0
+
+
+def everything(conninfo: str) -> dict[str, Any]:
+    """Return every table there is, and where the ids stand."""
+    with psycopg.connect(conninfo) as conn:
+        conn.execute("SET timezone = 'UTC'")
+        conn.execute("SET datestyle = 'ISO, MDY'")
+        tables = conn.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+        )
+        names = [name for (name,) in tables.fetchall()]
+        query = "SELECT t::text FROM {} t ORDER BY 1"
+        found = {name: conn.execute(sql.SQL(query).format(sql.Identifier(name))).fetchall() for name in names}
+        return {**found, "ids": conn.execute("SELECT last_value FROM pg_sequences ORDER BY sequencename").fetchall()}
+
+
+def moved_to(box: Appliance, **changes: Any) -> Path:
+    """Write the new configuration and return its file."""
+    new = box.directory / "new.toml"
+    config = {**box.config, "server": {"data_dir": str(box.data_dir)}, **changes}
+    new.write_text(tomli_w.dumps(config))
+    return new
+
+
+@pytest.mark.parametrize("server", ["15", "18"], indirect=True)
+def test_after_a_move_from_the_embedded_database_exports_go_on_with_the_next_number(
+    appliance: Callable[..., Appliance], server: Server, tmp_path: Path
+) -> None:
+    url, ids, bucket = server.url(server.new_database()), new_ids(9), tmp_path / "bucket"
+    box = appliance(**exporting_to(bucket, "")).start()
+    post(box, ids[:5])
+    box.run("export")
+    post(box, ids[5:8])
+    before = everything(EmbeddedPostgres(box.data_dir).conninfo)
+    new = moved_to(box, database={"url": url})
+    while_it_runs = box.run("move", str(new), check=False)
+    assert (while_it_runs.returncode, "stop it first" in while_it_runs.stderr) == (1, True)
+    box.stop()
+    box.run("move", str(new))
+    assert everything(url) == before
+    again = box.run("move", str(new), check=False)
+    assert (again.returncode, "the database is not empty (events_log has rows)" in again.stderr) == (1, True)
+    box.config["database"]["url"] = url
+    box.start()
+    post(box, ids[8:])
+    assert box.run("export").stdout == "acme: 4 events in 1 batch delivered\n"
+    assert [manifest["sequence"] for manifest in chain(contents(bucket), prefix="")] == [1, 2]
+    assert ids_in(bucket) == Counter(ids)
+    assert box.run("verify").stdout.endswith("0 found wrong\n")
+
+
+@pytest.mark.parametrize("server", ["18"], indirect=True)
+def test_a_move_leaves_no_table_behind(server: Server, appliance: Callable[..., Appliance], tmp_path: Path) -> None:
+    url = server.url(server.new_database())
+    appliance(**exporting_to(tmp_path / "bucket", url)).run("status")
+    assert everything(url).keys() - {"ids"} == set(TABLES)
+
+
+@pytest.mark.parametrize("server", ["15"], indirect=True)
+def test_a_backup_of_the_embedded_database_can_be_put_into_one_of_an_older_version(
+    appliance: Callable[..., Appliance], server: Server, tmp_path: Path
+) -> None:
+    url, ids, bucket = server.url(server.new_database()), new_ids(4), tmp_path / "bucket"
+    box = appliance(**exporting_to(bucket, "")).start()
+    post(box, ids)
+    before = everything(EmbeddedPostgres(box.data_dir).conninfo)
+    box.run("backup", str(tmp_path / "all.dump"))
+    box.stop()
+    box.config["database"]["url"] = url
+    box.run("restore-backup", str(tmp_path / "all.dump"))
+    assert everything(url) == before
+    assert box.run("export").stdout == "acme: 4 events in 1 batch delivered\n"
+
+
+@pytest.mark.parametrize("server", ["18"], indirect=True)
+def test_a_move_back_to_the_embedded_database_is_the_same_command(
+    appliance: Callable[..., Appliance], server: Server, tmp_path: Path
+) -> None:
+    url, ids = server.url(server.new_database()), new_ids(3)
+    box = appliance(**exporting_to(tmp_path / "bucket", url)).start()
+    post(box, ids)
+    box.stop()
+    before = everything(url)
+    box.run("move", str(moved_to(box, database={"url": ""})))
+    box.config["database"]["url"] = ""
+    assert json.loads(box.run("status", "--json").stdout)["events"] == 3
+    box.start()
+    assert everything(EmbeddedPostgres(box.data_dir).conninfo)["events_log"] == before["events_log"]
+
+
+@pytest.mark.parametrize(("changes", "why"), [({}, "database.url"), ({"server": {}}, "server.data_dir")])
+def test_a_move_to_the_same_database_or_another_directory_is_refused(
+    appliance: Callable[..., Appliance], tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    box = appliance(**exporting_to(tmp_path / "bucket", "postgresql://127.0.0.1:1/none"))
+    done = box.run("move", str(moved_to(box, **changes)), check=False)
+    assert (done.returncode, why in done.stderr) == (2, True)
