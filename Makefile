@@ -6,10 +6,13 @@
 ## make spark-test read an export with Spark (installs it: 450 MB; needs Java 17 or newer)
 ## make bench      measure what it carries on this machine
 ## make torture    kill and freeze everything for longer than the tests do (about 10 minutes)
+## make soak       an hour of load while everything breaks, and a count of every event (ARGS="--minutes 2")
+## make audit      ask whether a locked version has a known vulnerability (needs the network)
 ## make lint       ruff, mypy, import-linter, deptry
 ## make image-test build the image and try it for real
 ## make lock       renew the locked versions
-.PHONY: help run exports status install test test-full spark-test bench torture lint format image-test lock programs axe clean
+.PHONY: help run exports status install test test-full spark-test bench torture soak audit lint format image-test lock \
+    programs axe clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -82,8 +85,15 @@ torture: install
 	TORTURE_ROUNDS=30 OUTAGE_SECONDS=60 FAULT_POINTS=all $(BIN)/pytest -s tests/test_torture.py \
 	    tests/test_fault_points.py $(ARGS)
 
+soak: install
+	PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
+
 bench: install
 	$(BIN)/python -m bench $(ARGS)
+
+# Each lock of development holds what is shipped too.
+audit: install
+	@$(BIN)/python tests/audit.py requirements-dev.lock requirements-spark.lock
 
 lint: install
 	$(BIN)/ruff check .

@@ -285,6 +285,8 @@ class Appliance:
     config: dict[str, Any]
     process: subprocess.Popen[str] | None = None
     port: int = field(default_factory=lambda: free_port())  # noqa: PLW0108 - defined below
+    # What each of its commands is made of before it is started: to run it under a tracer, say.
+    wrap: Callable[[list[str]], list[str]] = lambda command: command
 
     @property
     def url(self) -> str:
@@ -308,7 +310,7 @@ class Appliance:
         """Start it and wait until it is ready, or as far as is asked for."""
         command = [sys.executable, "-m", "appliance", "serve", "--config", str(self.write_config())]
         with (self.directory / "log").open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+            self.process = subprocess.Popen(self.wrap(command), stdout=log, stderr=subprocess.STDOUT, text=True)
         done = self.ready if until is None else lambda: until(self)
         try:
             wait_for(done, "appliance serve", alive=lambda: self.process and self.process.poll() is None)
@@ -330,7 +332,7 @@ class Appliance:
     def run(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command of the appliance with this configuration."""
         command = [sys.executable, "-m", "appliance", *words, "--config", str(self.write_config())]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+        done = subprocess.run(self.wrap(command), capture_output=True, text=True, check=False, timeout=120, **options)
         assert not check or done.returncode == 0, done.stderr
         return done
 

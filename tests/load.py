@@ -1,6 +1,8 @@
-"""A client process that posts events without a pause and notes the ids of those that were acknowledged.
+"""A client process that posts events and notes the ids of those that were acknowledged.
 
-    python tests/load.py URL NOTES THREADS
+    python tests/load.py URL NOTES THREADS EVENTS_PER_SECOND
+
+Each thread sends so many events a second, or, where that is 0, all it can without a pause.
 
 Ends when its standard input is closed. NOTES gets a line for each answer: its status, or "-" for none, and then the ids
 of the events if it was 2xx. A line is written before the next request is sent.
@@ -24,11 +26,11 @@ CHANCE = random.Random()  # noqa: S311 - no secrets are made of it
 
 
 def main() -> None:
-    url, notes, threads = sys.argv[1:]
+    url, notes, threads, per_second = sys.argv[1:]
     ended = threading.Event()
     for number in range(int(threads)):
         path = Path(f"{notes}.{number}")
-        threading.Thread(target=send_until, args=(ended, url, path), daemon=True).start()
+        threading.Thread(target=send_until, args=(ended, url, path, float(per_second)), daemon=True).start()
     sys.stdin.read()
     ended.set()
     for thread in threading.enumerate():
@@ -36,7 +38,7 @@ def main() -> None:
             thread.join(TIMEOUT_SECONDS)
 
 
-def send_until(ended: threading.Event, url: str, notes: Path) -> None:
+def send_until(ended: threading.Event, url: str, notes: Path, per_second: float) -> None:
     connection = new_connection(url)
     sent: list[str] = []
     with notes.open("w", buffering=1) as lines:
@@ -49,6 +51,8 @@ def send_until(ended: threading.Event, url: str, notes: Path) -> None:
             lines.write(f"{status or '-'} {' '.join(ids) if status in (200, 202) else ''}\n")
             # Without an answer the same events are sent again.
             sent = ids
+            if per_second:
+                ended.wait(len(ids) / per_second)
     connection.close()
 
 

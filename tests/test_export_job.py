@@ -88,6 +88,14 @@ def test_a_run_leaves_the_work_to_another_that_is_under_way(world: World, monkey
     world.check()
 
 
+def test_a_lease_taken_before_the_clock_was_set_back_holds_no_job_up(world: World) -> None:
+    store_events(world.db, 1)
+    assert runs.take_lease(world.conn, "acme", uuid4())
+    world.conn.execute("UPDATE export_leases SET expires_at = now() + interval '1 hour'")
+    assert world.export().row_count == 1
+    world.check()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Two runs, and runs that are cut off (at each of their calls: test_fault_points.py)
 

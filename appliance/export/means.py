@@ -1,11 +1,13 @@
 """What everything that exports works with."""
 
+import fcntl
+import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +16,6 @@ from appliance.errors import ApplianceError
 from appliance.export import buckets
 from appliance.export.buckets import Bucket
 from appliance.store.database import Database
-
-_LEFT_OVER_SECONDS = 24 * 3600
-
 
 # Told before each step of long work: how many are done, how many there are, and what comes next.
 Progress = Callable[[int, int, object], None]
@@ -83,10 +82,32 @@ class Means:
         """Lend a directory for the objects of one batch."""
         work_dir = self.settings.server.data_dir / "tmp"
         work_dir.mkdir(parents=True, exist_ok=True)
-        for left_over in work_dir.glob(f"{job}-*"):
-            # A run that was killed could not clean up. Younger ones may belong to a run that is under way.
-            with suppress(FileNotFoundError):
-                if left_over.stat().st_mtime < time.time() - _LEFT_OVER_SECONDS:
-                    shutil.rmtree(left_over, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=work_dir, prefix=f"{job}-") as name:
+        with ExitStack() as lent:
+            # Nobody may take a directory for a left-over between its making and its lock.
+            with _opened(work_dir) as gate:
+                fcntl.flock(gate, fcntl.LOCK_EX)
+                _remove_left_overs(work_dir)
+                name = lent.enter_context(tempfile.TemporaryDirectory(dir=work_dir, prefix=f"{job}-"))
+                fcntl.flock(lent.enter_context(_opened(Path(name))), fcntl.LOCK_EX)
             yield Path(name)
+
+
+def _remove_left_overs(work_dir: Path) -> None:
+    """Remove what runs that were killed could not: a directory whose lock is free has no owner any more.
+
+    Age would tell late and, when the clock is set, wrongly; runs that are cut off again and again would fill the disk.
+    """
+    for found in work_dir.iterdir():
+        with suppress(FileNotFoundError, NotADirectoryError, BlockingIOError), _opened(found) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(found, ignore_errors=True)
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    """Open a directory, to lock it; its lock ends with this, or with the process."""
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield opened
+    finally:
+        os.close(opened)

@@ -32,12 +32,14 @@ class Run:
 def take_lease(conn: Connection, job: str, holder: UUID) -> bool:
     """Take or renew the job's lease for LEASE_SECONDS; False while another holds it.
 
-    A row with an end rather than a session lock: it survives a pooler, and a dead holder's ends by itself.
+    A row with an end rather than a session lock: it survives a pooler, and a dead holder's ends by itself. One that
+    ends later than any could was taken before the clock was set back, and would hold the job up for as long as that
+    (twice the time: a holder may have renewed it in a transaction that began after this one).
     """
     taken = conn.execute(
         "INSERT INTO export_leases AS l (job, holder, expires_at) VALUES (%(job)s, %(holder)s, now() + %(time)s)"
         " ON CONFLICT (job) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at"
-        " WHERE l.holder = excluded.holder OR l.expires_at < now()",
+        " WHERE l.holder = excluded.holder OR l.expires_at NOT BETWEEN now() AND excluded.expires_at + %(time)s",
         {"job": job, "holder": holder, "time": f"{LEASE_SECONDS} seconds"},
     )
     return taken.rowcount == 1
