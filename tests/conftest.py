@@ -304,16 +304,24 @@ class Appliance:
         path.write_text(tomli_w.dumps({**self.config, "server": server}))
         return path
 
-    def start(self) -> "Appliance":
-        """Start it and wait until it is ready."""
+    def launch(self) -> "Appliance":
+        """Start it and wait for nothing."""
         command = [sys.executable, "-m", "appliance", "serve", "--config", str(self.write_config())]
         with (self.directory / "log").open("a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+        return self
+
+    def start(self) -> "Appliance":
+        """Start it and wait until it is ready."""
+        self.launch().wait_ready()
+        return self
+
+    def wait_ready(self) -> None:
+        """Wait until it is ready: it stores events, and nothing is left in its spool."""
         try:
             wait_for(self.ready, "appliance serve", alive=lambda: self.process and self.process.poll() is None)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log}") from error
-        return self
 
     def ready(self) -> bool:
         try:
