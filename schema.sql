@@ -180,6 +180,8 @@ CREATE TABLE export_runs (
     outcome         TEXT NOT NULL DEFAULT 'running' CHECK (outcome IN ('running', 'done', 'failed')),
     batches         BIGINT NOT NULL DEFAULT 0,
     row_count       BIGINT NOT NULL DEFAULT 0,
-    message         TEXT NOT NULL DEFAULT ''
+    message         TEXT NOT NULL DEFAULT '',
+    -- Set when the run has come to its end: what was due up to here need not be run again.
+    due             TIMESTAMPTZ
 );
 CREATE INDEX export_runs_job ON export_runs (job, id);

@@ -96,9 +96,9 @@ class Runtime:
         self.watch.wait(_ALERT_STOP_SECONDS)
         self.db.close()
 
-    def run_export(self, job: str) -> Report:
-        """Run a job now, in a process of its own (export/process.py)."""
-        return run_apart(self.settings, job, conninfo=self._conninfo, stopping=self.stopping)
+    def run_export(self, job: str, due: datetime | None = None) -> Report:
+        """Run a job now, in a process of its own (export/process.py); `due`: unless another appliance has."""
+        return run_apart(self.settings, job, conninfo=self._conninfo, stopping=self.stopping, due=due)
 
     def run_soon(self, job: str) -> bool:
         """Let a job run in the background; False while the scheduler does not run."""

@@ -306,17 +306,27 @@ class Appliance:
         path.write_text(tomli_w.dumps({**self.config, "server": server}))
         return path
 
-    def start(self, *, until: Callable[["Appliance"], bool] | None = None) -> "Appliance":
-        """Start it and wait until it is ready, or as far as is asked for."""
+    def launch(self) -> "Appliance":
+        """Start it and wait for nothing."""
         command = [sys.executable, "-m", "appliance", "serve", "--config", str(self.write_config())]
         with (self.directory / "log").open("a") as log:
             self.process = subprocess.Popen(self.wrap(command), stdout=log, stderr=subprocess.STDOUT, text=True)
-        done = self.ready if until is None else lambda: until(self)
+        return self
+
+    def start(self, *, until: Callable[["Appliance"], bool] | None = None) -> "Appliance":
+        """Start it and wait until it is ready, or as far as is asked for."""
+        self.launch()._wait(self.ready if until is None else lambda: until(self))
+        return self
+
+    def wait_ready(self) -> None:
+        """Wait until it is ready: it stores events, and nothing is left in its spool."""
+        self._wait(self.ready)
+
+    def _wait(self, done: Callable[[], object]) -> None:
         try:
             wait_for(done, "appliance serve", alive=lambda: self.process and self.process.poll() is None)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log}") from error
-        return self
 
     def ready(self) -> bool:
         try:

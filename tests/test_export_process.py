@@ -146,7 +146,7 @@ def test_one_in_which_nothing_moves_for_long_is_cut_off(runs: Runs) -> None:
     with held(runs.conninfo):
         child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         assert child.stdin is not None
-        child.stdin.write(pickle.dumps(("run", runs.settings, runs.conninfo, "acme")))
+        child.stdin.write(pickle.dumps(("run", runs.settings, runs.conninfo, "acme", None)))
         child.stdin.flush()
         # Its input stays open: nobody has told it to stop.
         assert child.wait(60) == 1

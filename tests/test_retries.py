@@ -109,7 +109,7 @@ def test_the_scheduler_tries_again_as_soon_as_the_bucket_has_rested(world: World
         settings,
         world.db,
         exporter,
-        run=lambda job: exporter.run(job, spare_resting=True),
+        run=lambda job, due=None: exporter.run(job, spare_resting=True, due=due),
         stopping=exporter.means.stopping,
     )
     scheduler.start()

@@ -51,7 +51,8 @@ class Report:
     """What one run did. `problems` are deliveries that stay pending, each with its reason.
 
     `batches` every bucket has now; of those that another bucket still waits for, `partly` says how many each got.
-    Buckets that failed before are `resting` until a moment in UTC.
+    Buckets that failed before are `resting` until a moment in UTC. Nothing was done where another run was under way
+    (`skipped`), or had been made for the moment at which this one was due (`done_elsewhere`).
     """
 
     job: str
@@ -62,6 +63,7 @@ class Report:
     blockers: tuple[Writer, ...] = ()
     resting: Mapping[str, datetime] = field(default_factory=dict)
     skipped: bool = False
+    done_elsewhere: bool = False
 
     @property
     def failed(self) -> bool:
@@ -73,6 +75,8 @@ class Report:
         """One line for people."""
         if self.skipped:
             return "another run of this job is under way"
+        if self.done_elsewhere:
+            return "another appliance has run it"
         done = [f"{self.row_count} events in {_batches(self.batches)} delivered"] if self.batches else []
         done += [f"{_batches(number)} delivered to {bucket}" for bucket, number in self.partly.items()]
         waits = [f"nothing new was sealed: {writer}" for writer in self.blockers]
@@ -133,40 +137,56 @@ class Exporter:
         with self.means.db.connection() as conn:
             sealing.sync_coverage(conn, jobs, retire=retire)
 
-    def run(self, job: str, *, wait_for_lease: bool = False, spare_resting: bool = False) -> Report:
+    def run(
+        self, job: str, *, wait_for_lease: bool = False, spare_resting: bool = False, due: datetime | None = None
+    ) -> Report:
         """Deliver everything there is to deliver. A bucket that fails is in the report, the other one goes on.
 
         Raises BucketAheadError, DatabaseUnavailableError, BatchChangedError, StoppedError, and BucketError where only a
         bucket that does not answer knows what a batch was made of. With `wait_for_lease` a run that another process has
         under way, or has left behind, is waited for; with `spare_resting` buckets are left alone for a while after they
-        have failed.
+        have failed. Of several appliances whose clocks say that the job is `due`, one runs it.
         """
         holder = uuid4()
         with self._lease(job, holder, wait=wait_for_lease) as held:
             if not held:
                 return Report(job=job, skipped=True)
             with self.means.db.connection() as conn:
+                # Under the lease: the one that had it before has said what it has done before it let go.
+                if due is not None and runs.is_done(conn, job, due):
+                    return Report(job=job, done_elsewhere=True)
                 run_id = runs.start(conn, job)
                 rests = resting.until(conn, job) if spare_resting else {}
             tally = _Tally(job, broken=set(rests), resting=rests)
             try:
                 report = _Run(self, job, tally).work()
             except Exception as error:
-                self._record_crash(run_id, tally, error)
+                self._record_crash(run_id, tally, error, due)
                 raise
-            self._record(run_id, report, failed=report.failed, message=report.summary)
+            self._record(run_id, report, failed=report.failed, message=report.summary, due=due)
             return report
 
-    def _record(self, run_id: int, report: Report, *, failed: bool, message: str) -> None:
+    def _record(self, run_id: int, report: Report, *, failed: bool, message: str, due: datetime | None) -> None:
         with self.means.db.connection() as conn:
             runs.finish(
-                conn, run_id, failed=failed, batches=report.batches, row_count=report.row_count, message=message
+                conn,
+                run_id,
+                failed=failed,
+                batches=report.batches,
+                row_count=report.row_count,
+                message=message,
+                due=due,
             )
 
-    def _record_crash(self, run_id: int, tally: _Tally, error: Exception) -> None:
+    def _record_crash(self, run_id: int, tally: _Tally, error: Exception, due: datetime | None) -> None:
+        # What was cut off, another appliance may go on with at once.
+        stopped = isinstance(error, StoppedError)
+        unfinished = stopped or isinstance(error, DatabaseUnavailableError)
         # The error itself goes on to the caller; a database that is away cannot also note it.
         with suppress(DatabaseUnavailableError):
-            self._record(run_id, tally.report(), failed=not isinstance(error, StoppedError), message=str(error))
+            self._record(
+                run_id, tally.report(), failed=not stopped, message=str(error), due=None if unfinished else due
+            )
 
     @contextmanager
     def _lease(self, job: str, holder: UUID, *, wait: bool) -> Iterator[bool]:

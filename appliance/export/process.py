@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
 
 from appliance import log as logs
@@ -39,12 +40,14 @@ STOP_SECONDS = 8.0
 STUCK_SECONDS = 3600.0
 
 
-def run_apart(settings: Settings, job: str, *, conninfo: str, stopping: threading.Event) -> Report:
+def run_apart(
+    settings: Settings, job: str, *, conninfo: str, stopping: threading.Event, due: datetime | None = None
+) -> Report:
     """Run a job in a child as `Exporter.run` does, sparing buckets that rest, and raise what that raises.
 
     Raises ApplianceError when the child came to an end without an answer.
     """
-    report: Report = _do_apart("run", settings, job, conninfo=conninfo, stopping=stopping)
+    report: Report = _do_apart("run", settings, job, conninfo=conninfo, stopping=stopping, due=due)
     return report
 
 
@@ -60,7 +63,9 @@ def probe_apart(settings: Settings, bucket: str, *, conninfo: str, stopping: thr
     return probe
 
 
-def _do_apart(task: str, settings: Settings, name: str, *, conninfo: str, stopping: threading.Event) -> Any:
+def _do_apart(  # noqa: PLR0913 - all that the child is told
+    task: str, settings: Settings, name: str, *, conninfo: str, stopping: threading.Event, due: datetime | None = None
+) -> Any:
     ended = threading.Event()
     with subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as child:  # noqa: S603 - our own
         assert child.stdin is not None  # noqa: S101 - both are pipes
@@ -68,7 +73,7 @@ def _do_apart(task: str, settings: Settings, name: str, *, conninfo: str, stoppi
         try:
             # One that has died already tells so by its answer.
             with suppress(BrokenPipeError):
-                child.stdin.write(pickle.dumps((task, settings, conninfo, name)))
+                child.stdin.write(pickle.dumps((task, settings, conninfo, name, due)))
             threading.Thread(target=_close_to_stop, args=(child.stdin, stopping, ended), daemon=True).start()
             answer = child.stdout.read()
         finally:
@@ -108,15 +113,17 @@ def main() -> None:
     answer = os.dup(1)
     # What a library may print must not get into the answer.
     os.dup2(2, 1)
-    task, settings, conninfo, name = pickle.load(sys.stdin.buffer)  # noqa: S301 - the worker has written it
+    task, settings, conninfo, name, due = pickle.load(sys.stdin.buffer)  # noqa: S301 - the worker has written it
     logs.configure(secrets=settings.secret_values(), as_json=settings.server.log_format == "json")
     stopping = threading.Event()
     threading.Thread(target=_stop_when_told, args=(stopping,), daemon=True).start()
     with os.fdopen(answer, "wb") as stream, suppress(BrokenPipeError):
-        stream.write(pickle.dumps(_do(task, settings, conninfo, name, stopping)))
+        stream.write(pickle.dumps(_do(task, settings, conninfo, name, stopping, due)))
 
 
-def _do(task: str, settings: Settings, conninfo: str, name: str, stopping: threading.Event) -> Any:
+def _do(  # noqa: PLR0913, PLR0917 - what the worker has told
+    task: str, settings: Settings, conninfo: str, name: str, stopping: threading.Event, due: datetime | None
+) -> Any:
     try:
         if task == "probe":
             from appliance.export.buckets.probe import probe_one  # noqa: PLC0415 - seldom asked for
@@ -129,7 +136,7 @@ def _do(task: str, settings: Settings, conninfo: str, name: str, stopping: threa
                 from appliance.export.verify import Verification  # noqa: PLC0415 - seldom asked for
 
                 return Verification(exporter.means, name).run()
-            return exporter.run(name, spare_resting=True)
+            return exporter.run(name, spare_resting=True, due=due)
     except ApplianceError as error:
         return error
     except Exception:

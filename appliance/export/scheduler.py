@@ -1,11 +1,16 @@
-"""Export jobs on their cron lines, and the small housekeeping, in background threads of the worker."""
+"""Export jobs on their cron lines, and the small housekeeping, in background threads of the worker.
+
+Several appliances on one database each have every line. When a job comes due, one of them runs it; which one is decided
+under the job's lease (job.py). The others look every minute whether it has come to its end, and go on with the job if
+it never will: that one may have died.
+"""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -16,8 +21,8 @@ from appliance.config import Settings
 from appliance.errors import ApplianceError
 from appliance.export.job import Exporter, Report
 from appliance.export.means import StoppedError
-from appliance.store import counters, marks, resting
-from appliance.store.database import Database
+from appliance.store import counters, marks, resting, runs
+from appliance.store.database import Connection, Database
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +39,24 @@ class CronTrigger(BaseTrigger):
 
     def __init__(self, line: str) -> None:
         self._line = line
+        self.fired: datetime | None = None
+        """The moment that came due last: of one line the same on every appliance, whatever their clocks say."""
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
         """Return the first moment after the last run, or after now before the first."""
+        # APScheduler asks what follows a moment before it lets that moment's run begin.
+        self.fired = previous_fire_time or self.fired
         return next(CronSim(self._line, (previous_fire_time or now).astimezone(UTC)))
 
     def __str__(self) -> str:
         return f"cron[{self._line}]"
+
+
+class Run(Protocol):
+    """Runs a job; with `due` only if no appliance has run it for that moment yet."""
+
+    def __call__(self, job: str, due: datetime | None = None, /) -> Report:
+        """Return what it did."""
 
 
 class Scheduler:
@@ -52,7 +68,7 @@ class Scheduler:
         db: Database,
         exporter: Exporter,
         *,
-        run: Callable[[str], Report],
+        run: Run,
         stopping: threading.Event,
     ) -> None:
         self._settings = settings
@@ -63,6 +79,8 @@ class Scheduler:
         self._running = 0
         self._under_way: set[str] = set()
         self._again: set[str] = set()
+        # What another appliance has under way, and for which moment.
+        self._elsewhere: dict[str, datetime] = {}
         self._idle = threading.Condition()
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
@@ -79,12 +97,14 @@ class Scheduler:
     def start(self) -> None:
         """Begin to run jobs on their lines."""
         for name, export in self._settings.exports.items():
-            self._add(_name_of(name), export.schedule, self._run_export, name)
-        self._add("exports no longer configured", _RETIRED_SCHEDULE, self._run_retired)
-        self._add("retries", _RETRY_SCHEDULE, self._retry)
-        self._add("housekeeping", _HOUSEKEEPING_SCHEDULE, self._merge_counters)
+            line = CronTrigger(export.schedule)
+            self._add(_name_of(name), line, self._run_due, name, line)
+        retired, retries = CronTrigger(_RETIRED_SCHEDULE), CronTrigger(_RETRY_SCHEDULE)
+        self._add("exports no longer configured", retired, self._run_retired, retired)
+        self._add("retries", retries, self._retry, retries)
+        self._add("housekeeping", CronTrigger(_HOUSEKEEPING_SCHEDULE), self._merge_counters)
         if self._settings.retention.keep_days:
-            self._add("retention", _RETENTION_SCHEDULE, self._delete_old_rows)
+            self._add("retention", CronTrigger(_RETENTION_SCHEDULE), self._delete_old_rows)
         self._scheduler.start()
 
     def next_runs(self) -> dict[str, datetime]:
@@ -114,10 +134,10 @@ class Scheduler:
             while self._running and (left := deadline - time.monotonic()) > 0:
                 self._idle.wait(left)
 
-    def _add(self, name: str, line: str, action: Any, *args: str) -> None:
-        self._scheduler.add_job(self._guarded, CronTrigger(line), args=(name, action, *args), id=name, name=name)
+    def _add(self, name: str, line: CronTrigger, action: Any, *args: Any) -> None:
+        self._scheduler.add_job(self._guarded, line, args=(name, action, *args), id=name, name=name)
 
-    def _guarded(self, name: str, action: Any, *args: str) -> None:
+    def _guarded(self, name: str, action: Any, *args: Any) -> None:
         """Run one job; the boundary where its errors are logged, because APScheduler would only count them."""
         with self._idle:
             self._running += 1
@@ -134,7 +154,14 @@ class Scheduler:
                 self._running -= 1
                 self._idle.notify_all()
 
-    def _run_export(self, job: str) -> None:
+    def _run_due(self, job: str, line: CronTrigger) -> None:
+        self._run_export(job, line.fired)
+
+    def _run_export(self, job: str, due: datetime | None = None) -> None:
+        """Run a job: in any case, or (`due`) unless another appliance has run it for that moment."""
+        if due is not None and self._is_done(job, due):
+            log.info("export %s: another appliance has run it", job)
+            return
         with self._idle:
             if job in self._under_way:
                 self._again.add(job)
@@ -142,10 +169,13 @@ class Scheduler:
             self._under_way.add(job)
         try:
             while True:
-                report = self._run(job)
+                report = self._run(job, due)
                 log.log(logging.ERROR if report.failed else logging.INFO, "export %s: %s", job, report.summary)
+                if report.skipped and due is not None:
+                    self._elsewhere[job] = due
                 if not self._is_wanted_again(job):
                     return
+                due = None
         except BaseException:
             with self._idle:
                 self._under_way.discard(job)
@@ -161,18 +191,35 @@ class Scheduler:
                 self._under_way.discard(job)
             return again
 
-    def _retry(self) -> None:
-        """Let jobs come due whose buckets have rested for long enough; retired ones come due every hour anyway."""
+    def _is_done(self, job: str, due: datetime) -> bool:
         with self._db.connection() as conn:
-            due = resting.jobs_due(conn)
-        for job in due:
-            if job in self._settings.exports:
-                self._scheduler.modify_job(_name_of(job), next_run_time=datetime.now(UTC))
+            return runs.is_done(conn, job, due)
 
-    def _run_retired(self) -> None:
+    def _retry(self, line: CronTrigger) -> None:
+        """Let jobs come due whose buckets have rested for long enough, and those that another appliance has left.
+
+        Retired ones come due every hour anyway.
+        """
+        with self._db.connection() as conn:
+            wanted = {*resting.jobs_due(conn), *self._left_behind(conn)}
+        for job in wanted & self._settings.exports.keys():
+            # The same moment on every appliance, so that one of them runs it.
+            self._scheduler.modify_job(_name_of(job), next_run_time=line.fired)
+
+    def _left_behind(self, conn: Connection) -> Iterator[str]:
+        """Return the jobs that another appliance had under way and has neither ended nor goes on with."""
+        for job, due in list(self._elsewhere.items()):
+            done = runs.is_done(conn, job, due)
+            if not done and runs.is_held(conn, job):
+                continue
+            del self._elsewhere[job]
+            if not done:
+                yield job
+
+    def _run_retired(self, line: CronTrigger) -> None:
         for job in self._exporter.jobs():
             if job not in self._settings.exports:
-                self._guarded(_name_of(job), self._run_export, job)
+                self._guarded(_name_of(job), self._run_export, job, line.fired)
 
     def _merge_counters(self) -> None:
         with self._db.connection() as conn:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from appliance.store.database import Connection
+from appliance.store.database import Connection, fetch_value
 
+# Any number of our own (store/migrations.py has another).
+_LOCK_KEY = 7_217_002
 # Whether a row c of export_coverage stands for the site of a row n of event_counts.
 COVERED = """
     (c.site = n.site_id OR (c.site = '*' AND NOT EXISTS (
@@ -27,8 +29,11 @@ def merge(conn: Connection) -> None:
     """Make one row a minute of those of a commit each, and one row an hour of minutes that are days old.
 
     Rows on either side of a seal stay apart, and the first minute stands for all of them: so what waits for an export
-    stays exact, and since when.
+    stays exact, and since when. Of several appliances that come to it at once one does it: two that delete the same
+    rows in another order would deadlock.
     """
+    if not fetch_value(conn, "SELECT pg_try_advisory_xact_lock(%s)", (_LOCK_KEY,)):
+        return
     _merge_into(conn, unit="minute", older_than="2 minutes", newer_than="3 days")
     _merge_into(conn, unit="hour", older_than="3 days", newer_than="4 days")
 

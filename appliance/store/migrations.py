@@ -9,7 +9,7 @@ from appliance.errors import SchemaError
 from appliance.resources import read_resource
 from appliance.store.database import Connection, fetch_value
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 _STEPS = Path(__file__).parent / "migrations"
 # Any number will do, as long as it is always the same: two processes that start at once take turns.

@@ -58,10 +58,13 @@ def keep(conn: Connection, refused: Sequence[Refused]) -> None:
 
 
 def keep_acknowledged(conn: Connection, refused: Iterable[tuple[Event, str]]) -> None:
-    """Keep events for good that their senders were told are kept, and which the table does not take."""
+    """Keep events for good that their senders were told are kept, and which the table does not take.
+
+    In one order, so that two appliances on one database that have the same ones cannot deadlock.
+    """
     rows = [
         (reason, event.site_id, event.raw_event_data.encode(), event.event_id, event.created_at)
-        for event, reason in refused
+        for event, reason in sorted(refused, key=lambda one: one[0].event_id.int)
     ]
     with conn.cursor() as cursor:
         cursor.executemany(

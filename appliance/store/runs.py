@@ -9,6 +9,8 @@ from appliance.store.database import Connection, fetch_value
 LEASE_SECONDS = 30
 RENEW_LEASE_SECONDS = 10.0
 _KEPT_RUNS = 500
+# Clocks of appliances on one database may differ by so much without a job being run twice.
+_CLOCKS_DIFFER = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +70,39 @@ def start(conn: Connection, job: str) -> int:
     return int(fetch_value(conn, "INSERT INTO export_runs (job) VALUES (%s) RETURNING id", (job,)))
 
 
+def is_held(conn: Connection, job: str) -> bool:
+    """Return whether anybody holds the job's lease."""
+    query = "SELECT EXISTS (SELECT 1 FROM export_leases WHERE job = %s AND expires_at > now())"
+    return bool(fetch_value(conn, query, (job,)))
+
+
 def finish(  # noqa: PLR0913 - the columns of one row
-    conn: Connection, run_id: int, *, failed: bool, batches: int, row_count: int, message: str
+    conn: Connection,
+    run_id: int,
+    *,
+    failed: bool,
+    batches: int,
+    row_count: int,
+    message: str,
+    due: datetime | None = None,
 ) -> None:
-    """Record how a run ended."""
+    """Record how a run ended; `due`: for which moment of its line it was, if it came to its end.
+
+    An appliance whose clock is far ahead must not keep the others from what will come due.
+    """
     conn.execute(
         "UPDATE export_runs SET finished_at = now(), outcome = %s, batches = %s, row_count = %s, message = %s"
         " WHERE id = %s",
         ("failed" if failed else "done", batches, row_count, message[:2000], run_id),
     )
+    if due is not None:
+        conn.execute("UPDATE export_runs SET due = least(%s, now() + %s) WHERE id = %s", (due, _CLOCKS_DIFFER, run_id))
+
+
+def is_done(conn: Connection, job: str, due: datetime) -> bool:
+    """Return whether the job has been run, by whichever appliance, for this moment of its line or a later one."""
+    query = "SELECT EXISTS (SELECT 1 FROM export_runs WHERE job = %s AND due >= %s)"
+    return bool(fetch_value(conn, query, (job, due)))
 
 
 _COLUMNS = "job, started_at, finished_at, outcome, batches, row_count, message"
