@@ -315,7 +315,8 @@ class Appliance:
 
     def start(self, *, until: Callable[["Appliance"], bool] | None = None) -> "Appliance":
         """Start it and wait until it is ready, or as far as is asked for."""
-        self.launch()._wait(self.ready if until is None else lambda: until(self))
+        self.launch()
+        self._wait(self.ready if until is None else lambda: until(self))
         return self
 
     def wait_ready(self) -> None:
