@@ -304,11 +304,27 @@ class Appliance:
         path.write_text(tomli_w.dumps({**self.config, "server": server}))
         return path
 
-    def start(self) -> "Appliance":
-        """Start it and wait until it is ready."""
+    def begin(self) -> "Appliance":
+        """Start it and wait until it answers, whatever state its database is in."""
+        self.launch()
+        wait_for(self._lives, "the web server", alive=lambda: self.process and self.process.poll() is None)
+        return self
+
+    def launch(self) -> None:
+        """Start it and wait for nothing."""
         command = [sys.executable, "-m", "appliance", "serve", "--config", str(self.write_config())]
         with (self.directory / "log").open("a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+    def _lives(self) -> bool:
+        try:
+            return http(self, "GET", "/health/live").status == 200
+        except OSError:
+            return False
+
+    def start(self) -> "Appliance":
+        """Start it and wait until it is ready."""
+        self.launch()
         try:
             wait_for(self.ready, "appliance serve", alive=lambda: self.process and self.process.poll() is None)
         except AssertionError as error:

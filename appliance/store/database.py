@@ -10,6 +10,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 
 from appliance.errors import DatabaseUnavailableError
 from appliance.priority import step_back_postgres
+from appliance.store.recovering import Recovery
 from appliance.store.watchdog import Watchdog
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -30,6 +31,7 @@ class Database:
         """With `makes_way` the server's processes behind it, too, work only when nothing else wants to."""
         self.conninfo = conninfo
         self._watchdog = Watchdog()
+        self._recovery = Recovery(conninfo)
         self._pool = ConnectionPool(
             conninfo,
             open=False,
@@ -84,6 +86,7 @@ class Database:
                 self._watchdog.watch(conn, answer_seconds),
                 _autocommit(conn) if autocommit else _transaction(conn),
             ):
+                self._recovery.over()
                 yield conn
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
             raise DatabaseUnavailableError(f"the database does not answer ({error})") from error
@@ -94,6 +97,13 @@ class Database:
             with suppress(PoolClosed):
                 self._pool.drain()
             raise DatabaseUnavailableError(f"the database failed: {first_line(error)}") from error
+
+    def why_away(self, otherwise: str) -> str:
+        """Say why it does not answer: that it recovers, and since when, or else what the caller knows.
+
+        For those who wait for it anyway: a frozen server takes two seconds to find out.
+        """
+        return self._recovery.in_words() or otherwise
 
     def pool_figures(self) -> dict[str, int]:
         """Return what psycopg's pool counts of itself."""

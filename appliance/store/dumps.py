@@ -10,7 +10,7 @@ import psycopg
 
 from appliance.errors import BackupError
 from appliance.store.database import Connection, fetch_value
-from appliance.store.embedded import binary
+from appliance.store.programs import binary
 
 log = logging.getLogger(__name__)
 
