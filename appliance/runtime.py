@@ -34,11 +34,12 @@ from appliance.export.job import Exporter, Report
 from appliance.export.process import probe_apart, run_apart, verify_apart
 from appliance.export.scheduler import Scheduler
 from appliance.export.verify import Verdict
-from appliance.log import request_id
+from appliance.log import Seldom, request_id
 from appliance.store import counters
 from appliance.store.attach import conninfo_of
 from appliance.store.database import Database
 from appliance.store.migrations import migrate
+from appliance.store.upgrading import Upgrade
 from appliance.wire.figures import WebFigures
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 EXPORT_STOP_SECONDS = 4.0
 _ALERT_STOP_SECONDS = 1.0
 _PREPARE_EVERY_SECONDS = 0.5
+_SAY_EVERY_SECONDS = 30.0
 _SESSION_HOURS = 12
 _SPOOL_NEARLY_FULL = 0.9
 _SERVER_ERROR = 500
@@ -74,6 +76,8 @@ class Runtime:
         self.watch = Watch(settings, self.db, room=self.room)
         self.web: Callable[[], WebFigures | None] = lambda: None
         """What the web server counts; it says how to ask it."""
+        embedded = not settings.database.url.get_secret_value()
+        self._upgrade = Upgrade(settings.server.data_dir.resolve()) if embedded else None
         self._preparer = threading.Thread(target=self._prepare, name="prepare", daemon=True)
 
     def start(self) -> None:
@@ -137,6 +141,8 @@ class Runtime:
         notes = []
         if self.inbox.database_away or not self.spool.empty:
             notes.append(f"{self.spool.used_bytes} bytes of events wait in the spool for the database")
+        if self._upgrade is not None and self._upgrade.under_way:
+            notes.append("PostgreSQL is being upgraded")
         if not self._scheduler.alive:
             preparing = self._preparer.is_alive()
             notes.append("the database is being prepared" if preparing else "the scheduler does not run")
@@ -169,6 +175,7 @@ class Runtime:
 
     def _prepare(self) -> None:
         """Wait for the database, bring its schema up to date, then let the scheduler run."""
+        seldom = Seldom(seconds=_SAY_EVERY_SECONDS)
         while not self.stopping.is_set():
             try:
                 with self.db.connection(wait_seconds=1) as conn:
@@ -179,7 +186,8 @@ class Runtime:
                 self.inbox.use_database()
                 break
             except DatabaseUnavailableError as error:
-                log.info("waiting for the database: %s", error)
+                if seldom.due():
+                    log.info("waiting for the database: %s", self.db.why_away(str(error)))
             except ApplianceError as error:
                 log.error("%s", error)  # noqa: TRY400 - the message says it all
                 return

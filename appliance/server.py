@@ -4,10 +4,10 @@ This process does no work of its own, so that there is little in it that can fai
 while gunicorn is being restarted, clients wait in the socket's queue instead of being refused.
 """
 
-import ctypes
 import errno
 import fcntl
 import logging
+import math
 import os
 import resource
 import select
@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from appliance.errors import StartError
 from appliance.runtime import Runtime, create_app
 from appliance.store.attach import conninfo_of
 from appliance.store.embedded import EmbeddedPostgres, lock_file
+from appliance.store.programs import die_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ _OTHER_DESCRIPTORS = 200
 # `docker stop` kills after ten seconds: gunicorn has these, and PostgreSQL's fast shutdown the rest.
 _GUNICORN_STOP_SECONDS = 6
 _POSTGRES_STOP_SECONDS = 60
+_UPGRADE_STOP_SECONDS = 1
 _TICK_SECONDS = 0.5
 _RESTART_FROM_SECONDS = 0.5
 _RESTART_TO_SECONDS = 30.0
@@ -48,7 +51,6 @@ _RESTART_TO_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
 # The port of an appliance that was just killed is free a moment later.
 _BIND_PATIENCE_SECONDS = 2.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class _Child:
     started_at: float = 0.0
     restart_at: float = 0.0
     delay: float = 0.0
+    healthy_seconds: float = _HEALTHY_SECONDS
 
     def started(self, pid: int, *, adopted: bool = False) -> None:
         self.pid = pid
@@ -70,7 +73,7 @@ class _Child:
     def ended(self) -> None:
         """Plan the restart: the more often it has failed in a row, the later."""
         self.pid = None
-        healthy = time.monotonic() - self.started_at > _HEALTHY_SECONDS
+        healthy = time.monotonic() - self.started_at > self.healthy_seconds
         self.delay = _RESTART_FROM_SECONDS if healthy or not self.delay else min(self.delay * 2, _RESTART_TO_SECONDS)
         self.restart_at = time.monotonic() + self.delay
 
@@ -108,6 +111,8 @@ class _Supervisor:
         self._stopping = False
         self._gunicorn = _Child("the web server")
         self._database = _Child("PostgreSQL")
+        # It may take long and fail in the end: it must not begin anew at once.
+        self._upgrade = _Child("the upgrade of PostgreSQL", healthy_seconds=math.inf)
 
     def run(self) -> None:
         wakeup = _wake_up_on(self._on_signal, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
@@ -130,52 +135,65 @@ class _Supervisor:
         if self._postgres is not None:
             self._keep_postgres(self._postgres)
         if self._gunicorn.due():
-            self._gunicorn.started(self._fork_gunicorn())
+            self._gunicorn.started(self._fork("the web server", self._run_gunicorn))
 
     def _keep_postgres(self, postgres: EmbeddedPostgres) -> None:
         """Start it as soon as this process may: a command that is under way may own it for now, and serves us too."""
         if not self._owns_postgres:
             self._owns_postgres = postgres.acquire()
-        if not self._owns_postgres or not self._database.due():
+        if not self._owns_postgres or not self._database.due() or not self._upgrade.due():
             return
         try:
-            pid = postgres.start()
+            if postgres.upgrade.needed:
+                self._begin_upgrade(postgres)
+            else:
+                self._database.started(postgres.start(), adopted=postgres.adopted)
         except (StartError, OSError) as error:
             # At the first start a person is looking and must hear of it. Later, events go to the spool meanwhile.
-            if not self._database.started_at:
+            if not self._database.started_at and not self._upgrade.started_at:
                 raise
             log.error("PostgreSQL cannot be started: %s", error)  # noqa: TRY400 - the message says it all
             self._database.ended()
-        else:
-            self._database.started(pid, adopted=postgres.adopted)
 
-    def _fork_gunicorn(self) -> int:
+    def _begin_upgrade(self, postgres: EmbeddedPostgres) -> None:
+        """Let a child do it: it takes as long as copying the data, and events go to the spool meanwhile."""
+        postgres.upgrade.check()
+        self._upgrade.started(self._fork(self._upgrade.name, postgres.upgrade.run))
+
+    def _fork(self, name: str, work: Callable[[], None]) -> int:
         pid = os.fork()
         if pid == 0:
-            self._be_gunicorn()
+            self._be(name, work)
         return pid
 
-    def _be_gunicorn(self) -> NoReturn:
-        """Live on as gunicorn's arbiter in the forked child; never return into the supervisor's code."""
+    def _be(self, name: str, work: Callable[[], None]) -> NoReturn:
+        """Do a child's work in the forked process; never return into the supervisor's code."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
             # A session of its own: Ctrl-C reaches the supervisor alone, which then stops everything in order.
             os.setsid()
-            _die_with_parent()
+            die_with_parent()
             # The locks belong to the supervisor; a copy of them here would outlive it.
             self._lock.close()
             if self._postgres is not None:
                 self._postgres.release()
-            _Gunicorn(self._settings, self._listener.fileno()).run()
+            work()
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
+        except StartError as error:
+            log.error("%s", error)  # noqa: TRY400 - the message says it all
         except BaseException:
-            log.exception("the web server could not start")
+            log.exception("%s failed", name)
         finally:
             logging.shutdown()
             os._exit(code)
+
+    def _run_gunicorn(self) -> None:
+        _Gunicorn(self._settings, self._listener.fileno()).run()
 
     # -- watching -----------------------------------------------------------------------------------------------------
 
@@ -188,7 +206,7 @@ class _Supervisor:
                 break
             if pid == 0:
                 break
-            for child in (self._gunicorn, self._database):
+            for child in (self._gunicorn, self._database, self._upgrade):
                 if child.pid == pid:
                     self._note_end(child, status)
         if self._database.adopted and self._database.pid and not self._adopted_lives():
@@ -199,7 +217,8 @@ class _Supervisor:
 
     def _note_end(self, child: _Child, status: int | None) -> None:
         child.ended()
-        if self._stopping:
+        # An upgrade that has come to its end has said so.
+        if self._stopping or (child is self._upgrade and status == 0):
             return
         how = "ended" if status is None else f"ended ({_describe(status)})"
         why = f"; {self._postgres.where_it_says_why()}" if child is self._database and self._postgres else ""
@@ -213,7 +232,12 @@ class _Supervisor:
         log.info("stopping")
         if self._gunicorn.pid is not None:
             self._end(self._gunicorn, signal.SIGTERM, _GUNICORN_STOP_SECONDS + 1)
+        if self._upgrade.pid is not None:
+            self._end(self._upgrade, signal.SIGTERM, _UPGRADE_STOP_SECONDS)
         if self._postgres is not None and self._owns_postgres:
+            # What is left of an upgrade; where one still runs after this, the next start waits for its end.
+            if self._upgrade.started_at and not self._database.started_at:
+                self._postgres.upgrade.end_servers()
             if self._database.pid is not None:
                 self._postgres.stop(self._database.pid)
                 self._wait_for_end(self._database, _POSTGRES_STOP_SECONDS)
@@ -263,7 +287,7 @@ class _Gunicorn(BaseApplication):
             # Answers are written in one piece (worker.py).
             "sendfile": False,
             "logger_class": _GunicornLogger,
-            "post_fork": lambda _arbiter, _worker: _die_with_parent(),
+            "post_fork": lambda _arbiter, _worker: die_with_parent(),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -304,11 +328,6 @@ def _wake_up_on(handler: Any, *signals: signal.Signals) -> socket.socket:
     for number in signals:
         signal.signal(number, handler)
     return wakeup
-
-
-def _die_with_parent() -> None:
-    """End with the process that started this one, however that ends: nobody else would stop the orphan."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def lock_data_dir(data_dir: Path) -> IO[str]:

@@ -17,7 +17,7 @@ from appliance import log
 from appliance.config import Settings
 from appliance.errors import ApplianceError
 from appliance.export.process import run_apart
-from appliance.server import _die_with_parent
+from appliance.store.programs import die_with_parent
 from bench.errors import BenchError
 from bench.servers import EXPORT_JOB
 
@@ -55,7 +55,7 @@ def run(settings: Mapping[str, Any], conninfo: str) -> Run:
 
 def main() -> None:
     """Run the job that standard input tells, and answer on standard output."""
-    _die_with_parent()
+    die_with_parent()
     log.configure()
     wanted = json.load(sys.stdin)
     settings = Settings.model_validate(wanted["settings"])

@@ -12,8 +12,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from appliance.store.embedded import binary
 from appliance.store.events import EXPORTED_COLUMNS
+from appliance.store.programs import binary
 from bench.errors import BenchError
 from bench.storage import Storage
 

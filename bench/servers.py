@@ -19,8 +19,9 @@ from appliance import log
 from appliance.collect.inbox import Done, Inbox, Stored
 from appliance.config import Settings
 from appliance.runtime import Runtime, create_app
-from appliance.server import THREADS, _die_with_parent, _Gunicorn
+from appliance.server import THREADS, _Gunicorn
 from appliance.store.events import EXPORTED_COLUMNS, Event
+from appliance.store.programs import die_with_parent
 
 EXPORT_JOB = "bench"
 TOKEN = "of-a-throw-away-server"  # noqa: S105 - it listens on loopback and is gone after the measure
@@ -204,7 +205,7 @@ class _BenchGunicorn(_Gunicorn):
 def main() -> None:
     """Serve on an inherited socket: KIND, the socket's number, a directory, the database."""
     kind, listener, directory, conninfo = sys.argv[1:]
-    _die_with_parent()
+    die_with_parent()
     log.configure()
     logging.getLogger().setLevel(logging.WARNING)
     settings = settings_of_bench(Path(directory), conninfo)

@@ -306,6 +306,18 @@ class Appliance:
         path.write_text(tomli_w.dumps({**self.config, "server": server}))
         return path
 
+    def begin(self) -> "Appliance":
+        """Start it and wait until it answers, whatever state its database is in."""
+        self.launch()
+        wait_for(self._lives, "the web server", alive=lambda: self.process and self.process.poll() is None)
+        return self
+
+    def _lives(self) -> bool:
+        try:
+            return http(self, "GET", "/health/live").status == 200
+        except OSError:
+            return False
+
     def launch(self) -> "Appliance":
         """Start it and wait for nothing."""
         command = [sys.executable, "-m", "appliance", "serve", "--config", str(self.write_config())]

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from conftest import Appliance, free_port, http, wait_for
 
-from appliance.store import embedded
+from appliance.store import programs
 
 PASSWORD = "secret-of-a-test"
 # Of a pooler to a server, before a test begins.
@@ -27,8 +27,8 @@ CONNECTIONS = 4
 # Debian 12 brings 15; the wheel that brings 18 brings 16 too.
 BINARIES = {
     "15": Path("/usr/lib/postgresql/15/bin"),
-    "16": embedded.binary("postgres").parents[2] / "pginstall" / "bin",
-    "18": embedded.binary("postgres").parent,
+    "16": programs.binary("postgres").parents[2] / "pginstall" / "bin",
+    "18": programs.binary("postgres").parent,
 }
 
 
@@ -69,7 +69,7 @@ class Server:
 
     def _command(self, name: str, *words: str) -> list[str]:
         return [
-            *embedded.command_prefix(),
+            *programs.command_prefix(),
             program(BINARIES[self.version] / name, f"postgresql-{self.version}"),
             *words,
         ]
@@ -185,7 +185,7 @@ def pooler_of(server: Server, directory: Path) -> Iterator[Pooler]:
         f"unix_socket_dir = {directory}\nauth_type = scram-sha-256\nauth_file = {directory / 'users'}\n"
     )
     with (directory / "log").open("wb") as log:
-        command = [*embedded.command_prefix(), binary, str(directory / "pgbouncer.ini")]
+        command = [*programs.command_prefix(), binary, str(directory / "pgbouncer.ini")]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         wait_for((directory / f".s.PGSQL.{one.port}").exists, "PgBouncer", alive=lambda: process.poll() is None)

@@ -11,10 +11,10 @@ import psycopg
 import pytest
 from conftest import Appliance, wait_for
 
-from appliance.store import embedded
+from appliance.store import programs
 
 # The wheel that brings PostgreSQL 18 brings 16 too.
-OLD_BINARIES = embedded.binary("postgres").parents[2] / "pginstall" / "bin"
+OLD_BINARIES = programs.binary("postgres").parents[2] / "pginstall" / "bin"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def postgres_16(tmp_path: Path) -> Iterator[str]:
     """Run PostgreSQL 16 with a database that holds nothing and return its URL."""
     data, sockets = tmp_path / "pg16", tmp_path / "s"
     sockets.mkdir(mode=0o700)
-    as_user = embedded.command_prefix()
+    as_user = programs.command_prefix()
     initdb = [*as_user, str(OLD_BINARIES / "initdb"), "-D", str(data), "-U", "owner", "--auth=trust"]
     subprocess.run([*initdb, "--encoding=UTF8", "--locale=C"], check=True, capture_output=True)
     options = ["-c", f"unix_socket_directories={sockets}", "-c", "listen_addresses=", "-c", "timezone=Asia/Kolkata"]

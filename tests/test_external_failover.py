@@ -10,8 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from conftest import Appliance, wait_for
+from crowd import Crowd
 from servers import PASSWORD, Server, contents, exporting_to, ids_in, new_ids, post, server_of
-from test_torture import Load
 
 pytestmark = pytest.mark.servers
 
@@ -55,16 +55,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Iterator[Load]:
+def load(tmp_path: Path) -> Iterator[Crowd]:
     (tmp_path / "load").mkdir()
-    one = Load(tmp_path / "load")
+    one = Crowd(tmp_path / "load")
     yield one
     for process in one.processes:
         process.kill()
 
 
 def test_when_the_primary_is_killed_under_load_nothing_acknowledged_is_lost_and_exports_go_on(
-    appliance: Callable[..., Appliance], pair: Pair, load: Load, tmp_path: Path
+    appliance: Callable[..., Appliance], pair: Pair, load: Crowd, tmp_path: Path
 ) -> None:
     bucket = tmp_path / "bucket"
     box = appliance(**exporting_to(bucket, pair.url)).start()

@@ -119,17 +119,6 @@ def test_a_first_set_up_that_was_cut_off_is_begun_again(appliance: Callable[...,
     assert post(box)
 
 
-def test_a_cluster_of_another_major_version_is_refused_and_left_alone(appliance: Callable[..., Appliance]) -> None:
-    box = appliance()
-    cluster = box.data_dir / "postgres"
-    cluster.mkdir(parents=True)
-    (cluster / "PG_VERSION").write_text("16\n")
-    done = box.run("status", check=False)
-    assert done.returncode == 1
-    assert "was made by PostgreSQL 16, and this appliance brings 18" in done.stderr
-    assert [path.name for path in cluster.iterdir()] == ["PG_VERSION"]
-
-
 def test_a_data_directory_with_a_very_long_path_works(appliance: Callable[..., Appliance], tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 120)
     box = appliance(server={"data_dir": str(deep)}).start()

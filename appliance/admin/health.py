@@ -40,8 +40,8 @@ def _database(db: Database) -> list[str]:
     try:
         db.ping()
     except DatabaseUnavailableError:
-        # The reason may hold an address or a user's name, and this page is open to all: it stands in the log.
-        return ["the database does not answer"]
+        # The error may hold an address or a user's name, and this page is open to all: it stands in the log.
+        return [db.why_away("the database does not answer")]
     return []
 
 

@@ -98,7 +98,7 @@ class Drain:
             except (ApplianceError, psycopg.Error) as error:
                 self._away = self._away or isinstance(error, DatabaseUnavailableError)
                 if self._complaints.due():
-                    log.warning("waiting for the database to take what is in the spool: %s", first_line(error))
+                    log.warning("waiting for the database to take events: %s", self._db.why_away(first_line(error)))
                 self._stopping.wait(delay)
                 delay = min(delay * 2, _RETRY_TO_SECONDS)
             except Exception:

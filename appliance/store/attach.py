@@ -47,6 +47,8 @@ def _running(settings: Settings) -> Iterator[None]:
         yield
         return
     try:
+        if postgres.upgrade.needed:
+            postgres.upgrade.run()
         pid = postgres.start()
         try:
             postgres.wait_ready()

@@ -13,6 +13,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 from appliance.errors import DatabaseUnavailableError
 from appliance.priority import step_back_postgres
 from appliance.store.reasons import READ_ONLY, NotedConnection, reason_of
+from appliance.store.recovering import Recovery
 from appliance.store.watchdog import Watchdog
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -34,6 +35,7 @@ class Database:
         self.conninfo = conninfo
         self._watchdog = Watchdog()
         self._connect_errors: list[Exception] = []
+        self._recovery = Recovery(conninfo)
         self._pool = ConnectionPool(
             conninfo,
             connection_class=NotedConnection,
@@ -93,6 +95,7 @@ class Database:
                 self._watchdog.watch(conn, answer_seconds),
                 _autocommit(conn) if autocommit else _transaction(conn),
             ):
+                self._recovery.over()
                 yield conn
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
             why = " ".join(reason_of(noted) for noted in self._connect_errors) or error
@@ -112,6 +115,13 @@ class Database:
         """Replace them all at once, each when it is idle."""
         with suppress(PoolClosed):
             self._pool.drain()
+
+    def why_away(self, otherwise: str) -> str:
+        """Say why it does not answer: that it recovers, and since when, or else what the caller knows.
+
+        For those who wait for it anyway: a frozen server takes two seconds to find out.
+        """
+        return self._recovery.in_words() or otherwise
 
     def pool_figures(self) -> dict[str, int]:
         """Return what psycopg's pool counts of itself."""

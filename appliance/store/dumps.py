@@ -12,7 +12,7 @@ import psycopg
 
 from appliance.errors import BackupError
 from appliance.store.database import Connection, fetch_value, first_line
-from appliance.store.embedded import binary
+from appliance.store.programs import binary
 
 log = logging.getLogger(__name__)
 

