@@ -50,6 +50,20 @@ def test_a_backlog_is_sealed_and_marked_beside_its_deliveries(world: World, monk
     assert world.conn.execute("SELECT 1 FROM events_log WHERE exported_at IS NULL").fetchone() is None
 
 
+def test_while_many_events_come_in_one_thing_is_done_after_the_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: Where = []
+    monkeypatch.setattr(job, "_BUSY_EVENTS", 10)
+    monkeypatch.setattr(sealing, "seal_next", noting(done, "seal", sealing.seal_next))
+    monkeypatch.setattr(marks, "mark_settled_rows", noting(done, "mark", marks.mark_settled_rows))
+    store_events(world.db, 11)
+    assert world.export().batches == 4
+    assert done == [("seal", "MainThread")] * 4 + [("mark", "MainThread")]
+    world.check()
+    assert world.conn.execute("SELECT 1 FROM events_log WHERE exported_at IS NULL").fetchone() is None
+
+
 @pytest.mark.parametrize("done", [False, True], ids=["before it", "after it"])
 def test_a_run_that_crashes_at_any_step_is_put_right_by_the_next(world: World, *, done: bool) -> None:
     """Threads take turns as they like: which step comes at which number differs, and each must be safe anyway."""

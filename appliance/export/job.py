@@ -28,7 +28,7 @@ from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target, bucket_ahead, target_of
 from appliance.export.means import Means, StoppedError
-from appliance.store import ledger, marks, reading, resting, restoring, runs, sealing
+from appliance.store import counters, ledger, marks, reading, resting, restoring, runs, sealing
 from appliance.store.database import Database
 from appliance.store.events import EXPORT_SCHEMA_VERSION, newest_id
 from appliance.store.ledger import Batch, Key
@@ -44,6 +44,8 @@ OBJECT_ROWS = 500_000
 OBJECT_BYTES = 256 * 1024 * 1024
 # From so many rows on it is worth a thread to mark and to seal while a batch is delivered.
 _BESIDE_ROWS = 20_000
+# Events of the last minute or two from which on the collector is busy: about fifty a second.
+_BUSY_EVENTS = 4_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,6 +372,9 @@ class _Run:
         raises is raised when the next batch is wanted.
         """
         marks_now = self._unmarked_rows >= _BESIDE_ROWS
+        if (marks_now or self._seals_ahead) and self._collector_is_busy():
+            # Commits of events would wait for all that is written to the log at once: one thing after the other, then.
+            marks_now = self._seals_ahead = False
         with ThreadPoolExecutor(1, thread_name_prefix="beside") as thread:
             marking = thread.submit(self._mark) if marks_now else None
             self._ahead = thread.submit(self._try_to_seal) if self._seals_ahead else None
@@ -378,6 +383,10 @@ class _Run:
             if marking is not None:
                 self._unmarked_rows = 0
                 marking.result()
+
+    def _collector_is_busy(self) -> bool:
+        with self._db.connection() as conn:
+            return counters.lately(conn) > _BUSY_EVENTS
 
     def _targets(self, batch: Batch) -> dict[str, Target]:
         """Return the buckets that wait for the batch and can take it, their attempts counted."""

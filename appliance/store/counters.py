@@ -73,6 +73,15 @@ def per_site(conn: Connection) -> list[SiteCount]:
     return [SiteCount(*row) for row in rows]
 
 
+def lately(conn: Connection) -> int:
+    """Return how many events came in during the last minute or two."""
+    return int(
+        fetch_value(
+            conn, "SELECT coalesce(sum(events), 0) FROM event_counts WHERE minute > now() - interval '2 minutes'"
+        )
+    )
+
+
 def site_ids(conn: Connection) -> list[str]:
     """Return every site that has sent."""
     return [site_id for (site_id,) in conn.execute("SELECT DISTINCT site_id FROM event_counts")]
