@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,23 @@ def traced(command: list[str], record: Path) -> list[str]:
 
 
 def sent(record: Path) -> list[Sent]:
-    """Read what strace has recorded; a call that was cut in two by another process's is read from its first half."""
-    return [found for line in record.read_text(errors="replace").splitlines() if (found := _read(line))]
+    """Read what strace has recorded."""
+    lines = record.read_text(errors="replace").splitlines()
+    return [found for line in _whole(lines) if (found := _read(line))]
+
+
+def _whole(lines: Iterable[str]) -> Iterator[str]:
+    """Put calls together that another process's cut in two: what came of them stands in the second half."""
+    begun: dict[str, str] = {}
+    for line in lines:
+        process = line.partition(" ")[0]
+        if line.endswith("<unfinished ...>"):
+            begun[process] = line
+        elif " resumed>" in line and process in begun:
+            yield begun.pop(process) + line
+        else:
+            yield line
+    yield from begun.values()
 
 
 def _read(line: str) -> Sent | None:
