@@ -27,7 +27,7 @@ CONNECTIONS = 4
 # Debian 12 brings 15; the wheel that brings 18 brings 16 too.
 BINARIES = {
     "15": Path("/usr/lib/postgresql/15/bin"),
-    "16": programs.binary("postgres").parents[2] / "pginstall" / "bin",
+    "16": programs.binaries_of("16") or Path("PostgreSQL 16 is not in the wheel"),
     "18": programs.binary("postgres").parent,
 }
 

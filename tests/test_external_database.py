@@ -14,7 +14,7 @@ from conftest import Appliance, wait_for
 from appliance.store import programs
 
 # The wheel that brings PostgreSQL 18 brings 16 too.
-OLD_BINARIES = programs.binary("postgres").parents[2] / "pginstall" / "bin"
+OLD_BINARIES = programs.binaries_of("16") or Path("PostgreSQL 16 is not in the wheel")
 
 
 @pytest.fixture
