@@ -30,8 +30,9 @@ from appliance.config import Settings
 from appliance.errors import ApplianceError, DatabaseUnavailableError
 from appliance.export.buckets.probe import Probe
 from appliance.export.errands import Errands
-from appliance.export.job import Exporter, Report
+from appliance.export.job import Exporter
 from appliance.export.process import probe_apart, run_apart, verify_apart
+from appliance.export.report import Report
 from appliance.export.scheduler import Scheduler
 from appliance.export.verify import Verdict
 from appliance.log import Seldom, request_id

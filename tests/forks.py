@@ -20,8 +20,9 @@ import pyarrow.compute
 from appliance.config import S3Bucket, Settings
 from appliance.errors import ApplianceError
 from appliance.export import delivery
-from appliance.export import job as jobs
+from appliance.export import run as one_run
 from appliance.export.buckets import clients, s3
+from appliance.export.job import Exporter
 from appliance.store import runs
 from appliance.store.database import Database
 
@@ -41,7 +42,7 @@ def one_client(settings: S3Bucket) -> Any:
 # What makes a run small and hasty: few rows are many batches already; a dead run's lease is over; a call of a bucket is
 # one request, and comes in its turn; nobody has to go first.
 SMALL_AND_HASTY: tuple[tuple[Any, str, Any], ...] = (
-    (jobs, "BATCH_ROWS", 3),
+    (one_run, "BATCH_ROWS", 3),
     (runs, "LEASE_SECONDS", -1),
     (delivery, "_UPLOADS_AT_ONCE", 1),
     (clients, "_ATTEMPTS", 1),
@@ -74,7 +75,7 @@ def answer(value: int) -> None:
 def run(settings: Settings, conninfo: str, job: str) -> int:
     try:
         with Database(conninfo) as db:
-            return int(jobs.Exporter(settings, db, conninfo=conninfo).run(job).failed)
+            return int(Exporter(settings, db, conninfo=conninfo).run(job).failed)
     except ApplianceError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1

@@ -12,7 +12,8 @@ from typing import Any
 from conftest import Answer, Appliance, http
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.export.job import Exporter, Report
+from appliance.export.job import Exporter
+from appliance.export.report import Report
 
 TOKEN = "token-of-the-scraper"
 

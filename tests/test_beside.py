@@ -10,7 +10,8 @@ from conftest import S3Server, store_events
 from exporting import CrashError, MortalDatabase, Steps, World, watch
 
 from appliance.errors import BatchChangedError, BucketAheadError
-from appliance.export import job
+from appliance.export import run
+from appliance.export.report import Tally
 from appliance.store import ledger, marks, runs, sealing
 from appliance.store.database import Database
 from appliance.store.reading import rows_of
@@ -23,8 +24,8 @@ def world(
     db: Database, conn: psycopg.Connection[Any], s3: S3Server, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> World:
     """Let three rows be a batch, and be worth a thread."""
-    monkeypatch.setattr(job, "BATCH_ROWS", 3)
-    monkeypatch.setattr(job, "_BESIDE_ROWS", 1)
+    monkeypatch.setattr(run, "BATCH_ROWS", 3)
+    monkeypatch.setattr(run, "_BESIDE_ROWS", 1)
     monkeypatch.setattr(runs, "LEASE_SECONDS", -1)
     return World(db, conn, s3, tmp_path)
 
@@ -54,7 +55,7 @@ def test_while_many_events_come_in_one_thing_is_done_after_the_other(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: Where = []
-    monkeypatch.setattr(job, "_BUSY_EVENTS", 10)
+    monkeypatch.setattr(run, "_BUSY_EVENTS", 10)
     monkeypatch.setattr(sealing, "seal_next", noting(done, "seal", sealing.seal_next))
     monkeypatch.setattr(marks, "mark_settled_rows", noting(done, "mark", marks.mark_settled_rows))
     store_events(world.db, 11)
@@ -121,7 +122,7 @@ def test_rows_deleted_between_sealing_and_reading_stop_the_batch_before_its_end(
     exporter = world.exporter()
     exporter.sync_coverage()
     with world.db.connection() as conn:
-        sealed = sealing.seal_next(conn, job._Run(exporter, "acme", job._Tally("acme"))._plan())  # noqa: SLF001
+        sealed = sealing.seal_next(conn, run.Run(exporter.means, "acme", Tally("acme"))._plan())  # noqa: SLF001
         assert isinstance(sealed, sealing.Sealed)
         assert sealed.in_order
         batch = ledger.load(conn, sealed.key)

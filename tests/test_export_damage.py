@@ -10,7 +10,7 @@ from conftest import S3Server, store_events
 from exporting import CrashError, World, chain, crash, exported_ids, exported_lines, failing, watch
 
 from appliance.errors import BatchChangedError, BucketAheadError, BucketError
-from appliance.export import formats, job
+from appliance.export import formats, run
 from appliance.export.verify import Verification, repair
 from appliance.store import runs
 from appliance.store.database import Database
@@ -109,7 +109,7 @@ def test_a_batch_whose_rows_are_fewer_than_were_sealed_uploads_nothing(world: Wo
 def test_a_batch_whose_rows_have_changed_is_copied_from_the_bucket_that_has_it(
     world: World, monkeypatch: pytest.MonkeyPatch, lacks: str, change: str
 ) -> None:
-    monkeypatch.setattr(job, "OBJECT_ROWS", 2)
+    monkeypatch.setattr(run, "OBJECT_ROWS", 2)
     expected = store_events(world.db, 5)
     assert fail(world, lacks).failed
     world.conn.execute(change)
@@ -135,7 +135,7 @@ def test_an_upgrade_that_makes_other_bytes_finishes_what_was_begun(
     world: World, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     # Each of two objects is put to client and vault in turn, then the manifest: so the first, the second, the fifth.
-    monkeypatch.setattr(job, "OBJECT_ROWS", 20)
+    monkeypatch.setattr(run, "OBJECT_ROWS", 20)
     store_events(world.db, 30, raw_event_data=TEXT)
     crash(world, at)
     before = world.everything()
@@ -150,8 +150,8 @@ def test_an_upgrade_that_makes_other_bytes_finishes_what_was_begun(
 def test_after_an_upgrade_while_every_bucket_is_down_the_manifests_name_what_then_stands(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "OBJECT_ROWS", 20)
-    monkeypatch.setattr(job, "BATCH_ROWS", 25)
+    monkeypatch.setattr(run, "OBJECT_ROWS", 20)
+    monkeypatch.setattr(run, "BATCH_ROWS", 25)
     store_events(world.db, 40, raw_event_data=TEXT)
     assert fail(world).failed
     assert fail(world).failed
@@ -246,7 +246,7 @@ def test_times_out_of_this_world_do_not_stop_an_export_whatever_the_servers_zone
 def test_a_failure_in_the_middle_of_a_batch_leaves_the_bucket_without_its_manifest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "OBJECT_ROWS", 1)
+    monkeypatch.setattr(run, "OBJECT_ROWS", 1)
     store_events(world.db, 3)
     second_put = failing(BucketError("down"), at=2, calls="put")
     assert watch(world.exporter(), second_put, "client").run("acme").failed

@@ -11,7 +11,7 @@ from conftest import S3Server, store_events
 from exporting import CrashError, World, crash, database, failing, watch, world_of
 
 from appliance.errors import BucketAheadError
-from appliance.export import job
+from appliance.export import run
 from appliance.store import runs
 from appliance.store.embedded import EmbeddedPostgres
 
@@ -165,7 +165,7 @@ def test_a_failover_that_lost_only_the_receipts_goes_on_with_the_same_bytes(
 def test_what_a_lost_installation_has_half_delivered_is_not_written_over(
     installations: Installations, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "OBJECT_ROWS", 1)
+    monkeypatch.setattr(run, "OBJECT_ROWS", 1)
     late = installations.new(first)
     with installations.open(first) as world:
         store_events(world.db, 2)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psycopg
@@ -17,10 +17,13 @@ from conftest import S3Server, free_port, s3_server, store_events
 from exporting import MortalDatabase, Steps, World, chain, crash, exported_ids, exported_lines, watch
 
 from appliance.errors import ApplianceError
-from appliance.export import job
+from appliance.export import run
 from appliance.export.means import StoppedError
 from appliance.store import overview, runs
 from appliance.store.database import Database
+
+if TYPE_CHECKING:
+    from appliance.export.report import Report
 
 
 @pytest.fixture
@@ -69,8 +72,8 @@ def test_a_second_run_exports_nothing(world: World) -> None:
 
 
 def test_much_becomes_several_batches_and_objects(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "BATCH_ROWS", 4)
-    monkeypatch.setattr(job, "OBJECT_ROWS", 3)
+    monkeypatch.setattr(run, "BATCH_ROWS", 4)
+    monkeypatch.setattr(run, "OBJECT_ROWS", 3)
     store_events(world.db, 10)
     assert world.export().batches == 3
     assert [[o["row_count"] for o in m["objects"]] for m in world.check()] == [[3, 1], [3, 1], [2]]
@@ -102,7 +105,7 @@ def test_a_lease_taken_before_the_clock_was_set_back_holds_no_job_up(world: Worl
 
 @pytest.mark.usefixtures("no_lease")
 def test_two_runs_at_once_end_right(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "BATCH_ROWS", 3)
+    monkeypatch.setattr(run, "BATCH_ROWS", 3)
     meet = threading.Barrier(2)
 
     def work() -> None:
@@ -164,7 +167,7 @@ def test_a_frozen_batch_does_not_follow_edits_of_the_configuration(world: World)
 def test_shutting_down_stops_a_run_between_objects_and_the_next_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "OBJECT_ROWS", 2)
+    monkeypatch.setattr(run, "OBJECT_ROWS", 2)
     store_events(world.db, 6)
     stopping = threading.Event()
     exporter = world.exporter(stopping=stopping)
@@ -276,7 +279,7 @@ def test_a_run_ends_though_events_come_in_all_the_while(world: World) -> None:
 
 
 def test_a_run_works_through_a_backlog_of_many_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "BATCH_ROWS", 4)
+    monkeypatch.setattr(run, "BATCH_ROWS", 4)
     store_events(world.db, 18)
     assert world.export().batches == 5
     world.check()
@@ -288,7 +291,7 @@ def test_a_run_keeps_its_lease_while_one_object_takes_long(
     store_events(db, 1)
     monkeypatch.setattr(runs, "LEASE_SECONDS", 1)
     monkeypatch.setattr(runs, "RENEW_LEASE_SECONDS", 0.1)
-    reports: list[job.Report] = []
+    reports: list[Report] = []
 
     @contextmanager
     def slow(call: str) -> Iterator[None]:

@@ -24,7 +24,7 @@ from appliance.export.process import STOP_SECONDS, run_apart
 from appliance.store.database import Database
 
 if TYPE_CHECKING:
-    from appliance.export.job import Report
+    from appliance.export.report import Report
 
 
 @pytest.fixture

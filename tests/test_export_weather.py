@@ -20,7 +20,7 @@ from forks import one_client
 from weather import Weather
 
 from appliance.errors import BucketError
-from appliance.export import formats, job
+from appliance.export import formats, run
 from appliance.export.buckets import clients
 from appliance.export.buckets import s3 as s3_buckets
 from appliance.export.verify import Verification, repair
@@ -32,8 +32,8 @@ from appliance.store.embedded import EmbeddedPostgres
 def world(
     db: Database, conn: psycopg.Connection[Any], s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> World:
-    monkeypatch.setattr(job, "OBJECT_ROWS", 2)
-    monkeypatch.setattr(job, "BATCH_ROWS", 3)
+    monkeypatch.setattr(run, "OBJECT_ROWS", 2)
+    monkeypatch.setattr(run, "BATCH_ROWS", 3)
     # A request that is not tried again fails a call, which is what shall happen here.
     monkeypatch.setattr(clients, "_ATTEMPTS", 1)
     monkeypatch.setattr(s3_buckets, "make_client", one_client)

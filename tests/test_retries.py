@@ -10,7 +10,7 @@ from conftest import S3Server, make_settings, store_events, wait_for
 from exporting import World, failing, watch
 
 from appliance.errors import BucketError
-from appliance.export.job import Report
+from appliance.export.report import Report
 from appliance.export.scheduler import Scheduler
 from appliance.store import ledger, runs
 from appliance.store.database import Database

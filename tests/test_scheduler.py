@@ -14,7 +14,8 @@ from conftest import make_settings, store_events, wait_for
 from exporting import Watched, failing, watch
 
 from appliance.errors import BucketError
-from appliance.export.job import Exporter, Report
+from appliance.export.job import Exporter
+from appliance.export.report import Report
 from appliance.export.scheduler import CronTrigger, Scheduler
 from appliance.store import runs
 from appliance.store.database import Database

@@ -20,8 +20,9 @@ from typing import IO, TYPE_CHECKING, Any
 from appliance import log as logs
 from appliance.config import Settings
 from appliance.errors import ApplianceError
-from appliance.export.job import Exporter, Report
+from appliance.export.job import Exporter
 from appliance.export.means import Pulse
+from appliance.export.report import Report
 from appliance.priority import step_back
 from appliance.store.database import Database
 

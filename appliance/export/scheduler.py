@@ -19,8 +19,9 @@ from cronsim import CronSim
 
 from appliance.config import Settings
 from appliance.errors import ApplianceError
-from appliance.export.job import Exporter, Report
+from appliance.export.job import Exporter
 from appliance.export.means import StoppedError
+from appliance.export.report import Report
 from appliance.store import counters, marks, resting, runs
 from appliance.store.database import Connection, Database
 
