@@ -12,7 +12,7 @@ from exporting import World, failing, watch
 from appliance.errors import BucketError
 from appliance.export.report import Report
 from appliance.export.scheduler import Scheduler
-from appliance.store import ledger, runs
+from appliance.store import ledger, resting, runs
 from appliance.store.database import Database
 from appliance.store.ledger import Key
 
@@ -66,6 +66,14 @@ def test_once_it_has_rested_it_gets_everything_and_nothing_is_remembered(world: 
     world.check()
     query = "SELECT DISTINCT failures, retry_at, last_error FROM export_deliveries"
     assert world.conn.execute(query).fetchall() == [(0, None, None)]
+
+
+def test_a_moment_that_was_noted_while_the_clock_was_days_ahead_is_not_waited_for(world: World) -> None:
+    world.conn.execute("UPDATE export_deliveries SET retry_at = now() + interval '3 days' WHERE state = 'pending'")
+    with world.db.connection() as conn:
+        assert resting.jobs_due(conn) == ["acme"]
+    assert run(world).batches == 1
+    world.check()
 
 
 def test_by_hand_it_is_tried_at_once(world: World) -> None:

@@ -21,6 +21,8 @@ _HOUR = "date=%Y-%m-%d/hour=%H"
 # A run has tried several times by itself before (clients.py).
 _FIRST_PAUSE_SECONDS = 30
 _LONGEST_PAUSE_SECONDS = 3600
+# With the quarter that a pause may be longer by.
+LONGEST_REST = f"{_LONGEST_PAUSE_SECONDS * 5 // 4} * interval '1 second'"
 
 
 class OvertakenError(ApplianceError):
