@@ -2,21 +2,25 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import apscheduler.schedulers.base
 import psycopg
 import pytest
 from conftest import make_settings, store_events, wait_for
 from exporting import Watched, failing, watch
 
 from appliance.errors import BucketError
+from appliance.export import scheduler as scheduling
+from appliance.export.clock import CronTrigger
 from appliance.export.job import Exporter
 from appliance.export.report import Report
-from appliance.export.scheduler import CronTrigger, Scheduler
+from appliance.export.scheduler import Scheduler
 from appliance.store import runs
 from appliance.store.database import Database
 
@@ -93,7 +97,7 @@ def at(text: str) -> datetime:
 def test_a_cron_line_is_read_as_crontab_reads_it_in_utc(line: str, now: str, following: str) -> None:
     trigger = CronTrigger(line)
     assert trigger.get_next_fire_time(None, at(now)) == at(following)
-    assert trigger.get_next_fire_time(at(now), at("2030-01-01T00:00:00")) == at(following)
+    assert trigger.get_next_fire_time(at(now), at(now) + timedelta(hours=23)) == at(following)
     elsewhere = at(now).astimezone(timezone(timedelta(hours=5, minutes=45)))
     assert trigger.get_next_fire_time(None, elsewhere) == at(following)
 
@@ -118,6 +122,53 @@ def test_a_job_that_is_late_is_run_once(clock: Callable[..., Clock], db: Databas
     one.wait_run("acme", 2)
     assert one.manifests("acme") == 1
     assert len(one.outcomes("acme")) == 2
+
+
+def test_a_clock_that_is_set_from_1970_to_today_does_not_count_every_minute_between() -> None:
+    line, now = CronTrigger("* * * * *"), at("2026-05-01 12:00:30")
+    due, moments = at("1970-01-01 00:01:00"), 0
+    while due <= now:
+        due, moments = line.get_next_fire_time(due, now), moments + 1
+    assert (due, moments) == (at("2026-05-01 12:01:00"), 24 * 60 + 1)
+    assert line.fired == at("2026-05-01 12:00:00")
+
+
+class SteppedClock(datetime):
+    """The time of day as an administrator has set it."""
+
+    ahead = timedelta()
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) + cls.ahead
+
+
+def test_after_the_clock_is_set_back_jobs_are_due_when_the_new_time_says_so(
+    clock: Callable[..., Clock], monkeypatch: pytest.MonkeyPatch, db: Database
+) -> None:
+    real_time = time.time
+    monkeypatch.setattr(scheduling, "_LOOK_AT_CLOCK_SECONDS", 0.1)
+    monkeypatch.setattr(time, "time", lambda: real_time() + SteppedClock.ahead.total_seconds())
+    monkeypatch.setattr(apscheduler.schedulers.base, "datetime", SteppedClock)
+    monkeypatch.setattr(SteppedClock, "ahead", timedelta(days=800))
+    made = clock("acme")
+    next_year = datetime.now(UTC) + timedelta(days=367)
+    assert made.scheduler.next_runs()["acme"] > next_year
+    monkeypatch.setattr(SteppedClock, "ahead", timedelta())
+    wait_for(lambda: made.scheduler.next_runs()["acme"] < next_year, "the new time")
+    store_events(db, 1)
+    made.due("export acme")
+    made.wait_run("acme")
+
+
+def test_what_was_run_for_days_ahead_before_the_clock_was_set_back_does_not_count_as_done(
+    clock: Callable[..., Clock], conn: psycopg.Connection[Any]
+) -> None:
+    made, due = clock("acme"), datetime.now(UTC).replace(microsecond=0)
+    made.run("acme", due)
+    assert made.run("acme", due).done_elsewhere
+    conn.execute("UPDATE export_runs SET due = due + interval '3 days'")
+    assert not made.run("acme", due).done_elsewhere
 
 
 @pytest.mark.parametrize("error", [BucketError("no"), RuntimeError("a bug")], ids=["an error of ours", "any other"])

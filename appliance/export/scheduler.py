@@ -14,11 +14,10 @@ from typing import Any, Protocol
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.base import BaseTrigger
-from cronsim import CronSim
 
 from appliance.config import Settings
 from appliance.errors import ApplianceError
+from appliance.export.clock import CronTrigger, WallClock
 from appliance.export.job import Exporter
 from appliance.export.means import StoppedError
 from appliance.export.report import Report
@@ -33,24 +32,7 @@ _HOUSEKEEPING_SCHEDULE = "* * * * *"
 _RETRY_SCHEDULE = "* * * * *"
 _RETENTION_SCHEDULE = "25 * * * *"
 _THREADS = 4
-
-
-class CronTrigger(BaseTrigger):
-    """A cron line in UTC as crontab(5) reads it; APScheduler's own trigger takes 0 for Monday."""
-
-    def __init__(self, line: str) -> None:
-        self._line = line
-        self.fired: datetime | None = None
-        """The moment that came due last: of one line the same on every appliance, whatever their clocks say."""
-
-    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
-        """Return the first moment after the last run, or after now before the first."""
-        # APScheduler asks what follows a moment before it lets that moment's run begin.
-        self.fired = previous_fire_time or self.fired
-        return next(CronSim(self._line, (previous_fire_time or now).astimezone(UTC)))
-
-    def __str__(self) -> str:
-        return f"cron[{self._line}]"
+_LOOK_AT_CLOCK_SECONDS = 20.0
 
 
 class Run(Protocol):
@@ -107,6 +89,7 @@ class Scheduler:
         if self._settings.retention.keep_days:
             self._add("retention", CronTrigger(_RETENTION_SCHEDULE), self._delete_old_rows)
         self._scheduler.start()
+        threading.Thread(target=self._watch_clock, args=(WallClock(),), name="clock", daemon=True).start()
 
     def next_runs(self) -> dict[str, datetime]:
         """Return when each configured job runs next; nothing while the clock does not run."""
@@ -154,6 +137,17 @@ class Scheduler:
             with self._idle:
                 self._running -= 1
                 self._idle.notify_all()
+
+    def _watch_clock(self, clock: WallClock) -> None:
+        """Where the clock is set back, let every line be due next when it says so, and not when it said so before.
+
+        A thread of its own: the scheduler sleeps until the moments that it once worked out, which may be days ahead.
+        """
+        while not self._stopping.wait(_LOOK_AT_CLOCK_SECONDS):
+            if clock.was_set_back():
+                log.warning("the clock was set back: export jobs go by its new time")
+                for line in self._scheduler.get_jobs():
+                    line.reschedule(line.trigger)
 
     def _run_due(self, job: str, line: CronTrigger) -> None:
         self._run_export(job, line.fired)

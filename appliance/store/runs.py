@@ -100,9 +100,12 @@ def finish(  # noqa: PLR0913 - the columns of one row
 
 
 def is_done(conn: Connection, job: str, due: datetime) -> bool:
-    """Return whether the job has been run, by whichever appliance, for this moment of its line or a later one."""
-    query = "SELECT EXISTS (SELECT 1 FROM export_runs WHERE job = %s AND due >= %s)"
-    return bool(fetch_value(conn, query, (job, due)))
+    """Return whether the job has been run, by whichever appliance, for this moment of its line or a later one.
+
+    What is noted for a moment further ahead than clocks may differ was noted before the clock was set back.
+    """
+    query = "SELECT EXISTS (SELECT 1 FROM export_runs WHERE job = %s AND due BETWEEN %s AND now() + %s)"
+    return bool(fetch_value(conn, query, (job, due, _CLOCKS_DIFFER)))
 
 
 _COLUMNS = "job, started_at, finished_at, outcome, batches, row_count, message"
