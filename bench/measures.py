@@ -1,7 +1,7 @@
 """The measures. Each takes the two sides of a ratio in turn and returns lines of the table."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +15,7 @@ from bench.plan import Plan, load_now
 from bench.report import Bound, Row
 from bench.runs import alternate, measured, rows_checked
 from bench.servers import Kind
+from bench.small_machines import held
 from bench.world import Body, Server, World
 
 _EXPORT_SECONDS = 300
@@ -23,6 +24,7 @@ _LOOK_SECONDS = 0.2
 _FIRST_MINUTE_SECONDS = 60
 _LOOKS = 20
 _PAGE_MS = 100
+_SMALL_MACHINE_CORES = 0.25
 
 
 def single(world: World, plan: Plan) -> list[Row]:
@@ -99,6 +101,44 @@ def full_table(world: World, plan: Plan) -> list[Row]:
     ]
 
 
+def several(world: World, plan: Plan) -> list[Row]:
+    """Two appliances on one database, each held to a part of a core, against one of them."""
+    load_before = load_now()
+    pairs = []
+    with ExitStack() as running:
+        conninfo = running.enter_context(world.database())
+        servers = [running.enter_context(world.server_on(conninfo, Kind.DURABLE)) for _ in range(2)]
+        for server in servers:
+            running.enter_context(held(server.pid, cores=_SMALL_MACHINE_CORES))
+        for number in range(1, plan.pace.rounds + 1):
+            together, alone = (_rate_of_all(some, world.single, plan) for some in (servers, servers[:1]))
+            plan.tell(f"  {number}/{plan.pace.rounds}: {together:.0f}/s of two, {alone:.0f}/s of one")
+            pairs.append((together, alone))
+    return [
+        Row(
+            name=f"two appliances on one database / one, each with {_SMALL_MACHINE_CORES} of a core",
+            unit="requests/s",
+            figures=tuple(pair[0] for pair in pairs),
+            against=tuple(pair[1] for pair in pairs),
+            bound=Bound(at_least=1.8),
+            load_before=load_before,
+        )
+    ]
+
+
+def _rate_of_all(servers: Sequence[Server], body: Body, plan: Plan) -> float:
+    """Load servers that share a database, all at once; return the requests a second of all of them."""
+
+    def load_one(server: Server, seconds: float) -> Answers:
+        return load.run(server.url, body.path, seconds=seconds)
+
+    with ThreadPoolExecutor(len(servers)) as clients:
+        list(clients.map(partial(load_one, seconds=plan.pace.warm_up_seconds), servers))
+        with rows_checked(servers[0], body) as seen:
+            seen.extend(clients.map(partial(load_one, seconds=plan.pace.seconds), servers))
+    return sum(answers.per_second for answers in seen)
+
+
 def page(world: World, plan: Plan) -> list[Row]:
     """The slowest of many looks at the first page with a full table."""
     load_before = load_now()
@@ -173,6 +213,7 @@ MEASURES: Mapping[str, Callable[[World, Plan], list[Row]]] = {
     "batch": batch,
     "insert": insert,
     "table": full_table,
+    "several": several,
     "page": page,
     "export": export,
     "memory": memory,

@@ -142,7 +142,13 @@ class World:
     @contextmanager
     def server(self, kind: Kind) -> Iterator[Server]:
         """Run a server on an empty database of its own until the block ends."""
-        with self.database() as conninfo, _process(kind, self.new_directory(), conninfo) as (process, port):
+        with self.database() as conninfo, self.server_on(conninfo, kind) as server:
+            yield server
+
+    @contextmanager
+    def server_on(self, conninfo: str, kind: Kind) -> Iterator[Server]:
+        """Run a server on a database, which it may share, until the block ends."""
+        with _process(kind, self.new_directory(), conninfo) as (process, port):
             server = Server(port, process.pid, conninfo, stores=kind.stores)
             self._wait_until_ready(server, process)
             yield server
