@@ -93,3 +93,32 @@ def test_an_event_that_stands_twice_is_read_once(
     run(duck, "DuckDB", tree)
     assert count(duck, "events") > len(tree.rows())
     assert sorted(duck.execute("SELECT id FROM events_once").fetchall()) == [(row[0],) for row in tree.rows()]
+
+
+@pytest.fixture
+def hive(db: Database, conn: psycopg.Connection[Any], tmp_path: Path, duck: duckdb.DuckDBPyConnection) -> Tree:
+    """The two tables of Athena and Trino as DuckDB sees them; of theirs, "$path" is a column that `*` leaves out."""
+    tree = exported_tree(db, conn, tmp_path, "parquet")
+    place = tree.root / "_manifests" / "acme"
+    duck.execute(f"""CREATE VIEW events AS SELECT *, filename AS "$path"
+        FROM read_parquet('{tree.root}/site=*/date=*/hour=*/*.parquet', hive_partitioning = true, filename = true)""")  # noqa: S608 - our own names
+    duck.execute(f"""CREATE VIEW manifests AS SELECT * FROM read_csv('{place}/*.json',
+        columns = {{line: 'VARCHAR'}}, delim = chr(1), quote = '', escape = '', header = false)""")  # noqa: S608 - as above
+    return tree
+
+
+def test_the_views_of_athena_and_trino_leave_out_objects_without_a_manifest(
+    hive: Tree, duck: duckdb.DuckDBPyConnection
+) -> None:
+    complete = forget_a_manifest(hive)
+    run(duck, "Views for Athena and Trino", hive)
+    assert (count(duck, "complete_events"), count(duck, "events")) == (complete, len(hive.rows()))
+
+
+def test_the_views_of_athena_and_trino_read_an_event_that_stands_twice_once(
+    hive: Tree, duck: duckdb.DuckDBPyConnection
+) -> None:
+    double_an_object(hive)
+    run(duck, "Views for Athena and Trino", hive)
+    assert count(duck, "events") > len(hive.rows())
+    assert sorted(duck.execute("SELECT id FROM events_once").fetchall()) == [(row[0],) for row in hive.rows()]

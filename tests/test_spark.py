@@ -107,8 +107,13 @@ def test_an_event_that_stands_twice_is_read_once(spark: Any, tree: Tree) -> None
 
 def test_athenas_table_counts_what_postgresql_counts(spark: Any, tree: Tree) -> None:
     """Where Athena works partitions out, Hive looks for them."""
-    spark.sql(statements("Athena", tree.root)[0])
+    events, manifests, _question = statements("Athena", tree.root)
+    spark.sql(events)
+    spark.sql(manifests)
     spark.sql("MSCK REPAIR TABLE events")
     counted = rows_of(spark, "SELECT site, CAST(date AS date), hour, count(*) FROM events GROUP BY ALL")
     assert ordered(counted) == tree.counts()
     assert rows_of(spark, "SELECT raw_event_data FROM events ORDER BY id") == [(row[-2],) for row in tree.rows()]
+    keys = 'SELECT DISTINCT regexp_extract(line, \'"key": "(.*)"\', 1) FROM manifests WHERE line LIKE \'%"key": %\''
+    found = {tree.root / key for (key,) in rows_of(spark, keys)}
+    assert found == set(tree.root.glob("site=*/**/*.parquet"))
