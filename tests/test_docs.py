@@ -81,3 +81,12 @@ def test_every_file_that_a_document_links_to_is_there(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|mailto:)([^)#]*)(#[^)]*)?\)", text_of(document)):
         if target[0]:
             assert (document.parent / target[0]).exists(), target[0]
+
+
+def test_every_figure_that_the_page_on_scaling_takes_from_the_measured_ones_is_one_of_them() -> None:
+    table = text_of(ROOT / "docs/scaling.md").split("| --- | --- |\n", 1)[1].split("\n\n", 1)[0]
+    figures = [line.split("|")[2].strip() for line in table.splitlines()]
+    measured = text_of(ROOT / "docs/performance.md").split("<!-- make bench: end -->")[0]
+    known = {cell.strip() for line in measured.splitlines() for cell in line.split("|")}
+    assert len(figures) > 5
+    assert [figure for figure in figures if figure not in known] == []
