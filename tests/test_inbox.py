@@ -11,7 +11,9 @@ import psycopg
 import pytest
 from conftest import make_event, make_inbox, start_inbox, wait_for
 
+from appliance.collect import recent
 from appliance.collect.inbox import Inbox, InboxFullError
+from appliance.store import events as events_store
 from appliance.store.database import Database
 
 Conn = psycopg.Connection[Any]
@@ -54,6 +56,52 @@ def test_an_event_sent_again_with_other_content_changes_nothing(inbox: Inbox, co
     assert result.new == frozenset({0, 2})
     assert conn.execute("SELECT path FROM events_log WHERE event_id = %s", (one.event_id,)).fetchall() == [("/first",)]
     assert len(stored_ids(conn)) == 3
+
+
+def test_an_event_that_was_stored_before_the_appliance_began_is_stored_once(
+    inbox: Inbox, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "_IDS", 1)
+    one, other = make_event(), make_event()
+    for event in (one, other, make_event()):
+        inbox.store([event])
+    # Only the last one is remembered.
+    assert inbox.store([make_event(), make_event(event_id=one.event_id)]).new == {0}
+    assert inbox.store([make_event(event_id=other.event_id)]).new == frozenset()
+    assert len(stored_ids(conn)) == 4
+
+
+def test_an_event_that_comes_again_at_once_does_not_keep_its_group_from_being_copied(
+    inbox: Inbox, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_event()
+    inbox.store([one])
+    monkeypatch.delattr(events_store, "insert_new")
+    result = inbox.store([make_event(), make_event(event_id=one.event_id), make_event()])
+    assert (result.new, result.refused) == (frozenset({0, 2}), {})
+    assert inbox.store([make_event(event_id=one.event_id)]).new == frozenset()
+    assert len(stored_ids(conn)) == 3
+    assert inbox.tally.duplicates == {"shop": 2}
+
+
+def test_what_the_database_refused_is_not_taken_for_stored(inbox: Inbox) -> None:
+    bad = make_event(event_type=None)
+    assert [set(inbox.store([make_event(), bad]).refused) for _ in range(2)] == [{1}, {1}]
+
+
+def test_a_server_that_has_taken_over_without_the_last_commit_is_asked_about_every_event(
+    inbox: Inbox, conn: Conn
+) -> None:
+    """As a standby that lagged behind: what it has lost is stored when a browser sends it again."""
+    one = make_event()
+    inbox.store([one])
+    conn.execute("DELETE FROM events_log")
+    conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = %s",
+        (conn.info.dbname,),
+    )
+    inbox.store([make_event()])
+    assert inbox.store([one]).new == {0}
 
 
 REFUSED_ROWS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import psycopg
 
+from appliance.collect.recent import RecentIds
 from appliance.errors import DatabaseUnavailableError
 from appliance.store import events as store
 from appliance.store.database import Connection, Database, first_line
@@ -29,6 +30,11 @@ class Outcome:
     stuck: dict[UUID, str] = field(default_factory=dict)
     """Not stored for reasons that blame no row, and only found when asked for (`store_what_can_be`)."""
 
+    @property
+    def stored_any(self) -> bool:
+        """Whether the table has just taken an event."""
+        return self.everything_is_new or bool(self.new)
+
     def add(self, other: "Outcome") -> "Outcome":
         """Return this with what became of other events."""
         return Outcome(new=self.new | other.new, refused=self.refused | other.refused, stuck=self.stuck | other.stuck)
@@ -43,15 +49,29 @@ class Committer:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._recent = RecentIds()
 
     def store(self, events: Sequence[Event], *, within_seconds: float) -> Outcome:
-        """Store new events, or fail within about that time.
+        """Store new events, or fail within about that time. For one thread.
 
         A quick failure is tried once more on a fresh connection: a server that has been restarted has left the pool
         full of dead ones. A commit whose answer was lost is then found by its ids, which count as duplicates.
         """
+        unknown = self._recent.unknown(events)
+        if not unknown:
+            return Outcome()
+        try:
+            outcome = self._store(_by_id(unknown), within_seconds)
+        except (DatabaseUnavailableError, psycopg.Error):
+            self._recent.forget()
+            raise
+        self._recent.add(event.event_id for event in unknown if event.event_id not in outcome.refused)
+        if outcome.everything_is_new and len(unknown) < len(events):
+            return Outcome(new={event.event_id for event in unknown})
+        return outcome
+
+    def _store(self, ordered: list[Event], within_seconds: float) -> Outcome:
         deadline = time.monotonic() + within_seconds
-        ordered = _by_id(events)
 
         def left() -> float:
             return deadline - time.monotonic()
@@ -65,6 +85,7 @@ class Committer:
         except DatabaseUnavailableError:
             if left() < within_seconds / 2:
                 raise
+            self._recent.forget()
             return self._isolate(ordered, left)
 
     def store_what_can_be(self, events: Sequence[Event], *, statement_seconds: float) -> Outcome:

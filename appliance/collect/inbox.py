@@ -199,7 +199,8 @@ class Inbox:
             else:
                 self.tally.note_stored(events, outcome)
                 _share_out(group, outcome)
-                self._drain.note_success()
+                if outcome.stored_any:
+                    self._drain.note_success()
                 return
         self._spool.append(events)
         self.tally.note_spooled(events)
