@@ -1,6 +1,8 @@
 """A PostgreSQL of the user's own, of each version that is supported, for a role that is no superuser."""
 
 import json
+import os
+import socket
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 import tomli_w
-from conftest import Appliance
+from conftest import Appliance, make_settings
 from exporting import chain
 from psycopg import sql
 from servers import Server, contents, exporting_to, ids_in, new_ids, post
 
+from appliance.store.attach import conninfo_of
+from appliance.store.database import Database
 from appliance.store.embedded import EmbeddedPostgres
 from appliance.store.moving import TABLES
 
@@ -37,6 +41,23 @@ def test_everything_works_for_a_role_that_owns_its_database_and_nothing_else(
         assert str(conn.info.server_version // 10000) == server.version
         assert conn.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (False,)
     assert box.stop() == 0
+
+
+@pytest.mark.parametrize(("options", "silent_seconds"), [("", 30 + 3 * 10), ("?keepalives_idle=7", 7 + 3 * 10)])
+def test_a_server_whose_machine_is_gone_is_given_up_after_a_minute_unless_the_url_says_otherwise(
+    server: Server, options: str, silent_seconds: int
+) -> None:
+    settings = make_settings(database={"url": server.url(server.new_database(), options)})
+    with (
+        Database(conninfo_of(settings)) as db,
+        db.connection() as conn,
+        socket.socket(fileno=os.dup(conn.fileno())) as s,
+    ):
+        idle, interval, count, unanswered_ms = (
+            s.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        )
+    assert (idle + interval * count, unanswered_ms) == (silent_seconds, 60_000)
 
 
 def everything(conninfo: str) -> dict[str, Any]:

@@ -4,12 +4,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from appliance.config import Settings
 from appliance.errors import ConfigError
 from appliance.store.database import Database
 from appliance.store.embedded import EmbeddedPostgres
 from appliance.store.migrations import migrate
+
+# A server whose machine has lost its power or its network says nothing more. By the kernel's own limits an export would
+# wait two hours for it (tcp(7)), while a standby has long taken over. What the URL says of these counts.
+_GIVING_UP = {
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
 
 
 def conninfo_of(settings: Settings) -> str:
@@ -18,10 +28,10 @@ def conninfo_of(settings: Settings) -> str:
     if not url:
         return EmbeddedPostgres(settings.server.data_dir).conninfo
     try:
-        psycopg.conninfo.conninfo_to_dict(url)
+        given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
     except psycopg.ProgrammingError as error:
         raise ConfigError(["database.url: write it as postgresql://user:password@host/name"]) from error
-    return url
+    return make_conninfo(**{**_GIVING_UP, **given})
 
 
 @contextmanager
