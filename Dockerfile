@@ -27,8 +27,6 @@ USER appliance
 WORKDIR /etc/appliance
 VOLUME /data
 EXPOSE 8080
-# Asks the port of APPLIANCE_SERVER__BIND; who sets another one in config.toml sets another health check, too.
-HEALTHCHECK --start-period=60s --interval=30s --timeout=5s \
-    CMD ["python3", "-c", "import os, urllib.request as u; port = os.environ.get('APPLIANCE_SERVER__BIND', ':8080').rpartition(':')[2]; u.urlopen(f'http://127.0.0.1:{port}/health/live', timeout=4)"]
+HEALTHCHECK --start-period=60s --interval=30s --timeout=5s CMD ["appliance", "healthcheck"]
 ENTRYPOINT ["appliance"]
 CMD ["serve"]
