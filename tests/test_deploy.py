@@ -40,7 +40,7 @@ def test_the_container_may_do_as_little_as_the_one_of_the_image_test(services: d
     service = services["appliance"]
     options = ["--read-only", "--tmpfs /tmp", f"--shm-size {service['shm_size'].removesuffix('b')}", "--cap-drop ALL"]
     assert (service["read_only"], service["tmpfs"], service["cap_drop"]) == (True, ["/tmp"], ["ALL"])  # noqa: S108
-    for text in ((ROOT / "tests/image-test").read_text(), (ROOT / "docs/deploy.md").read_text()):
+    for text in ((ROOT / "tests/image/box.py").read_text(), (ROOT / "docs/deploy.md").read_text()):
         assert [option for option in [*options, "--security-opt no-new-privileges"] if option not in text] == []
 
 
