@@ -93,7 +93,7 @@ bench: install
 
 # Each lock of development holds what is shipped too.
 audit: install
-	@$(BIN)/python tests/audit.py requirements-dev.lock requirements-spark.lock
+	@$(BIN)/python tests/audit.py requirements-dev.lock requirements-spark.lock requirements-build.lock
 
 lint: install
 	$(BIN)/ruff check .
@@ -129,6 +129,9 @@ lock: install
 	$(BIN)/uv pip compile --group pyproject.toml:spark -c requirements.lock -c requirements-dev.lock --universal \
 	    --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --no-header \
 	    --quiet --upgrade -o requirements-spark.lock
+	$(BIN)/uv pip compile --group pyproject.toml:build -c requirements.lock -c requirements-dev.lock --universal \
+	    --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --no-header \
+	    --quiet --upgrade -o requirements-build.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -380,8 +380,7 @@ def _describe(status: int) -> str:
 def _print_welcome(settings: Settings) -> None:
     """Tell a newcomer where everything is."""
     server = settings.server
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, server.bind.rpartition(":")[0])  # noqa: S104
-    url = f"http://{host}:{server.port}"
+    url = server.local_url
     site = settings.sites[0].id if settings.sites else "shop"
     lines = [f"The appliance listens on {url}", ""]
     lines.append(

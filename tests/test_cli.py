@@ -40,7 +40,10 @@ def test_every_command_that_tells_something_tells_it_to_scripts_too(command: str
 
 
 COMPLETED = [
-    ("appliance ", "backfill backup check export hash-password move restore restore-backup serve status verify"),
+    (
+        "appliance ",
+        "backfill backup check export hash-password healthcheck move restore restore-backup serve status verify",
+    ),
     ("appliance re", "restore restore-backup"),
     ("appliance export ", "acme beta"),
     ("appliance verify b", "beta"),

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_the_container_may_do_as_little_as_the_one_of_the_image_test(services: d
     service = services["appliance"]
     options = ["--read-only", "--tmpfs /tmp", f"--shm-size {service['shm_size'].removesuffix('b')}", "--cap-drop ALL"]
     assert (service["read_only"], service["tmpfs"], service["cap_drop"]) == (True, ["/tmp"], ["ALL"])  # noqa: S108
-    for text in ((ROOT / "tests/image-test").read_text(), (ROOT / "docs/deploy.md").read_text()):
+    for text in ((ROOT / "tests/image/box.py").read_text(), (ROOT / "docs/deploy.md").read_text()):
         assert [option for option in [*options, "--security-opt no-new-privileges"] if option not in text] == []
 
 
@@ -52,6 +53,29 @@ def test_what_the_containers_are_told_is_a_right_configuration(
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "the admin page is off" not in done.stdout
+
+
+LOCKS = sorted(path.name for path in ROOT.glob("requirements*.lock"))
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_locked_version_has_hashes_and_no_place_that_it_must_come_from(name: str) -> None:
+    text = (ROOT / name).read_text()
+    required = [line for line in text.splitlines() if not line.startswith(" ")]
+    assert [line for line in required if not re.fullmatch(r"[a-z0-9-]+==[\w.]+( ; [^;]+)? \\", line)] == []
+    assert text.count("\n    --hash=sha256:") >= len(required) > 0
+    assert "://" not in text
+
+
+def test_what_builds_the_image_is_locked_and_is_what_the_build_system_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["dependency-groups"]["build"] == project["build-system"]["requires"]
+    (backend,) = (re.split("[<>=]", one)[0] for one in project["build-system"]["requires"])
+    assert f"\n{backend}==" in "\n" + (ROOT / "requirements-build.lock").read_text()
+    installs = re.findall(r"pip.* (?:install|wheel) (.*?)(?: \\)?\n", (ROOT / "Dockerfile").read_text())
+    allowed = ("--require-hashes -r ", "--no-build-isolation --no-deps ", "--no-deps --no-index ")
+    assert [one for one in installs if not one.startswith(allowed)] == []
+    assert len(installs) == len(allowed) + 1
 
 
 def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:

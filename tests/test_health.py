@@ -1,11 +1,20 @@
-"""/health: alive while the process is, ready unless events are lost or soon will be, and why not."""
+"""/health: alive while the process is, ready unless events are lost or soon will be, and why not.
 
+`appliance healthcheck` asks it for a container's engine.
+"""
+
+import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import psycopg
+import pytest
+from blows import frozen
 from conftest import Appliance, http, make_event, wait_for
 from test_serve import status_of
 
@@ -42,3 +51,61 @@ def test_exports_that_are_too_late_are_not_ready_and_named_without_the_job(
     wait_for(lambda: http(box, "GET", "/health/ready").status == 503, "the next look")
     problems = http(box, "GET", "/health/ready").json["problems"]
     assert problems == ["exports are later than health.max_export_lag_minutes"]
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:{}", "0.0.0.0:{}", "localhost:{}", "[::1]:{}", "[::]:{}"])
+def test_the_health_check_asks_where_the_configuration_lets_it_listen(
+    appliance: Callable[..., Appliance], bind: str
+) -> None:
+    box = appliance()
+    box.config["server"] = {"bind": bind.format(box.port)}
+    box.launch()
+    wait_for(lambda: box.run("healthcheck", check=False).returncode == 0, "the health check to succeed")
+    assert json.loads(box.run("healthcheck", "--json").stdout)["ok"] is True
+    assert box.run("healthcheck").stdout.endswith(f":{box.port}/health/live answers\n")
+
+
+def test_the_health_check_succeeds_while_the_database_is_away(appliance: Callable[..., Appliance]) -> None:
+    box = appliance().start()
+    with frozen(box):
+        assert box.run("healthcheck").returncode == 0
+
+
+def test_the_health_check_fails_in_a_sentence_where_nothing_listens(appliance: Callable[..., Appliance]) -> None:
+    done = appliance().run("healthcheck", check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "/health/live does not answer: " in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_the_health_check_is_not_content_with_any_answer(appliance: Callable[..., Appliance]) -> None:
+    box = appliance()
+    # It answers 501 to everything.
+    with HTTPServer(("127.0.0.1", box.port), BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        done = box.run("healthcheck", "--json", check=False)
+        other.shutdown()
+    problem = f"{box.url}/health/live answers 501"
+    assert (done.returncode, json.loads(done.stdout)["problem"]) == (1, problem)
+
+
+def test_the_health_check_never_ends_with_the_exit_code_that_engines_reserve(
+    appliance: Callable[..., Appliance],
+) -> None:
+    box = appliance()
+    box.config["server"] = {"bind": "nowhere"}
+    done = box.run("healthcheck", check=False)
+    assert (done.returncode, done.stdout.partition(",")[0]) == (1, "the configuration is wrong")
+
+
+def test_the_health_check_loads_nothing_heavy(tmp_path: Path) -> None:
+    """It comes every half minute, for as long as the container lives."""
+    heavy = {"apprise", "boto3", "flask", "gunicorn", "psycopg", "pyarrow", "rich"}
+    program = (
+        "import sys\n"
+        "from appliance.cli import cli\n"
+        "try: cli.main(['healthcheck'])\n"
+        f"except SystemExit: print(sorted({heavy} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[1:] == ["[]"]

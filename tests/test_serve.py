@@ -267,3 +267,29 @@ def test_an_export_by_hand_with_another_file_ends_no_job_of_the_appliance(
     box.start()
     with psycopg.connect(conninfo) as conn:
         assert conn.execute("SELECT job FROM export_coverage WHERE active").fetchall() == [("acme",)]
+
+
+def test_as_process_1_of_a_container_it_hears_a_stop_while_it_is_still_loading(
+    appliance: Callable[..., Appliance],
+) -> None:
+    # Root of its own: to unprivileged users a namespace for processes is given with one for users only.
+    space = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*space, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("needs namespaces for users and processes")
+    box = appliance()
+    box.wrap = lambda command: [*space, *command]
+    box.launch()
+    assert box.process is not None
+    outer = psutil.Process(box.process.pid)
+    first = wait_for(lambda: next(iter(outer.children()), None), "process 1")
+    wait_for(lambda: handles(first.pid, signal.SIGTERM), "it to hear a stop")
+    first.terminate()
+    assert box.process.wait(9) == 128 + signal.SIGTERM
+    # It had come no further, so this is about loading.
+    assert not box.data_dir.exists()
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler for a signal; from process 1 the kernel keeps all others."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)

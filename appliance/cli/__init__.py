@@ -6,6 +6,7 @@ import click
 
 from appliance.cli.backups import backup, move, restore_backup
 from appliance.cli.exporting import backfill, export, restore, verify
+from appliance.cli.health import healthcheck
 from appliance.cli.passwords import hash_password
 from appliance.cli.running import check, serve
 from appliance.cli.status import status
@@ -43,6 +44,7 @@ for _command in (
     restore_backup,
     move,
     status,
+    healthcheck,
     hash_password,
 ):
     cli.add_command(_command)

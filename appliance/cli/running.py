@@ -5,16 +5,17 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.admin.sentences import ANY_SITE
-from appliance.alerts.conditions import Alert
-from appliance.alerts.sending import Sent, send
 from appliance.cli.common import config_option, json_option, load, print_json
 from appliance.config import Settings, exposed_secrets
 from appliance.errors import ConfigError
+
+if TYPE_CHECKING:
+    from appliance.alerts.sending import Sent
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +73,15 @@ def _probes(settings: Settings) -> list[Any]:
     return list(probe_all(settings))
 
 
-def _test_alerts(settings: Settings) -> list[Sent]:
+def _test_alerts(settings: Settings) -> "list[Sent]":
+    from appliance.alerts.conditions import Alert  # noqa: PLC0415 - reading the configuration needs no alerts
+    from appliance.alerts.sending import send  # noqa: PLC0415
+
     urls = [url.get_secret_value() for url in settings.alerts.urls]
     return send(urls, Alert("a test", "Alerts come this way. Nothing is wrong.")) if urls else []
 
 
-def _failed(probes: list[Any], alerts: list[Sent]) -> bool:
+def _failed(probes: list[Any], alerts: "list[Sent]") -> bool:
     return any(probe.failures for probe in probes) or any(sent.problem for sent in alerts)
 
 

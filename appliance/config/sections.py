@@ -48,6 +48,13 @@ class Server(_Section):
         """The TCP port to bind."""
         return int(self.bind.rpartition(":")[2])
 
+    @property
+    def local_url(self) -> str:
+        """Where a program on the same machine reaches it."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read here, not bound
+        host = everywhere.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
 
 class DatabaseSettings(_Section):
     """Which PostgreSQL keeps the events; an empty URL means the embedded one."""

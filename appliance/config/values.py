@@ -8,7 +8,6 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-import psycopg
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
@@ -58,6 +57,8 @@ def _check_access_key(value: SecretStr) -> SecretStr:
 
 
 def _check_database_url(value: SecretStr) -> SecretStr:
+    import psycopg  # noqa: PLC0415 - a quarter of the time of reading a configuration, for those who have a URL
+
     try:
         psycopg.conninfo.conninfo_to_dict(value.get_secret_value())
     except psycopg.ProgrammingError as error:
