@@ -210,6 +210,56 @@ def test_a_database_that_cannot_be_reached_is_one_line_without_its_password(tmp_
     assert "Traceback" not in done.stderr
 
 
+# All that work on a database, but those that fill one.
+ON_A_DATABASE = [
+    ("backup", "all.dump"),
+    ("export",),
+    ("verify",),
+    ("backfill", "local", "--from", "2026-01-01", "--to", "2026-01-02"),
+    ("restore", "local", "--give-up"),
+    ("move", "new.toml"),
+    ("status", "--json"),
+]
+
+
+@pytest.mark.parametrize("words", ON_A_DATABASE, ids=[words[0] for words in ON_A_DATABASE])
+@pytest.mark.parametrize("stands", [True, False], ids=["an empty data directory", "none"])
+def test_a_command_that_needs_a_database_makes_none_where_there_is_none(
+    words: tuple[str, ...], appliance: Callable[..., Appliance], tmp_path: Path, *, stands: bool
+) -> None:
+    box = appliance()
+    if stands:
+        box.data_dir.mkdir()
+    (tmp_path / "new.toml").write_text(
+        f'[server]\ndata_dir = "{box.data_dir}"\n[database]\nurl = "postgresql://me@127.0.0.1:1/x"\n'
+    )
+    done = box.run(*words, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"there is no database in {box.data_dir}: start the appliance first" in done.stderr
+    assert not (tmp_path / "all.dump").exists()
+    assert not list(box.data_dir.iterdir() if stands else box.directory.glob("data"))
+
+
+@pytest.mark.parametrize("words", [("status",), ("backup", "all.dump")], ids=["status", "backup"])
+def test_a_command_makes_no_tables_in_a_database_that_is_not_the_appliances(
+    words: tuple[str, ...], appliance: Callable[..., Appliance], conn: psycopg.Connection[Any], conninfo: str
+) -> None:
+    conn.execute("DROP SCHEMA public CASCADE")
+    conn.execute("CREATE SCHEMA public")
+    done = appliance(database={"url": conninfo}).run(*words, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "holds no appliance's tables: start the appliance first, or correct database.url" in done.stderr
+    assert conn.execute("SELECT to_regclass('installation')").fetchone() == (None,)
+
+
+def test_a_command_serves_itself_with_the_database_of_an_appliance_that_has_stopped(
+    appliance: Callable[..., Appliance],
+) -> None:
+    box = appliance().start()
+    assert box.stop() == 0
+    assert json.loads(box.run("status", "--json").stdout)["events"] == 0
+
+
 def test_export_names_the_jobs_there_are_when_it_is_given_another(
     appliance: Callable[..., Appliance], conninfo: str
 ) -> None:

@@ -45,7 +45,7 @@ def restore_backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
     from appliance.store.events import newest_id  # noqa: PLC0415
     from appliance.store.migrations import migrate  # noqa: PLC0415
 
-    with server.lock_data_dir(settings.server.data_dir), attached(settings) as db:
+    with server.lock_data_dir(settings.server.data_dir), attached(settings, creates=True) as db:
         with db.connection() as conn:
             dumps.check_empty(conn)
             dumps.load(conn, backup)
@@ -77,13 +77,15 @@ def move(new: Path, file: Path | None, *, as_json: bool) -> None:
         )
     from appliance import server  # noqa: PLC0415 - `check` must not need the database
     from appliance.store import dumps, moving  # noqa: PLC0415
-    from appliance.store.attach import attached  # noqa: PLC0415
+    from appliance.store.attach import attached, require_database  # noqa: PLC0415
     from appliance.store.events import newest_id  # noqa: PLC0415
 
+    # Before the lock, which makes the data directory.
+    require_database(old_settings)
     with (
         server.lock_data_dir(old_settings.server.data_dir),
         attached(old_settings) as source,
-        attached(new_settings) as target,
+        attached(new_settings, creates=True) as target,
         source.connection() as sending,
         target.connection() as receiving,
     ):

@@ -168,7 +168,8 @@ def restore(bucket: str, file: Path | None, *, gives_up: bool, as_json: bool) ->
     """
     from appliance.export import restore as restoring  # noqa: PLC0415 - heavy, and only needed here
 
-    with _means(file) as means:
+    # To give up is to end a restore that has begun.
+    with _means(file, creates=not gives_up) as means:
         _check_bucket(means, bucket)
         if gives_up:
             restoring.give_up(means)
@@ -186,23 +187,23 @@ def restore(bucket: str, file: Path | None, *, gives_up: bool, as_json: bool) ->
 
 
 @contextmanager
-def _database(file: Path | None) -> Iterator[tuple[Settings, "Database"]]:
+def _database(file: Path | None, *, creates: bool = False) -> Iterator[tuple[Settings, "Database"]]:
     """Lend the configuration and its database."""
     settings = load(file)
     from appliance.store.attach import attached  # noqa: PLC0415 - `check` must not need the database
 
-    with attached(settings) as db:
+    with attached(settings, creates=creates) as db:
         # Somebody waits for an event's answer, nobody for this; PostgreSQL, if it was started here, has started before.
         step_back(os.getpid())
         yield settings, db
 
 
 @contextmanager
-def _means(file: Path | None) -> Iterator["Means"]:
+def _means(file: Path | None, *, creates: bool = False) -> Iterator["Means"]:
     """Lend what everything that exports works with."""
     from appliance.export.means import Means  # noqa: PLC0415 - heavy, and only needed here
 
-    with _database(file) as (settings, db):
+    with _database(file, creates=creates) as (settings, db):
         yield Means.of(settings, db, conninfo=db.conninfo)
 
 

@@ -81,6 +81,7 @@ class EmbeddedPostgres:
         self._data_dir = data_dir.resolve()
         self.cluster = self._data_dir / "postgres"
         self.socket_dir = _socket_dir(self._data_dir)
+        self.lock_path = self._data_dir / "postgres.lock"
         self.upgrade = Upgrade(self._data_dir)
         self._overrides = overrides or {}
         self._lock: IO[str] | None = None
@@ -91,6 +92,12 @@ class EmbeddedPostgres:
         """How the appliance connects to it."""
         return psycopg.conninfo.make_conninfo(host=str(self.socket_dir), user=ROLE, dbname=DATABASE)
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a database in the data directory; `start` makes one where there is none."""
+        # An upgrade that was killed may lack its last step, which puts the new one in place.
+        return version_of(self.cluster) is not None or self.upgrade.needed
+
     # -- ownership ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> bool:
@@ -98,7 +105,7 @@ class EmbeddedPostgres:
 
         The lock ends with its holder, also when that is killed.
         """
-        lock = lock_file(self._data_dir, "postgres.lock")
+        lock = lock_file(self._data_dir, self.lock_path.name)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
