@@ -18,6 +18,7 @@ from conftest import Appliance, S3Server, store_events
 
 from appliance.cli import cli
 from appliance.store.database import Database
+from appliance.store.migrations import migrate
 
 
 def appliance_command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -342,11 +343,67 @@ def test_verify_tells_damage_by_its_exit_code_and_repairs_what_is_missing(
     assert "acme: missing: bucket nas: site=shop/" in damaged.stdout
     (verdict,) = json.loads(box.run("verify", "--json", check=False).stdout)
     assert [finding["kind"] for finding in verdict["findings"]] == ["missing"]
-    assert box.run("verify", "--repair", check=False).returncode == 0
+    repaired = box.run("verify", "--repair").stdout
+    assert "acme: missing: bucket nas: site=shop/" in repaired
+    assert repaired.splitlines()[0].endswith("it belongs to batch acme 1; delivered again")
+    assert repaired.endswith(", 1 found wrong, 1 repaired\n")
     assert written.exists()
-    assert box.run("verify").returncode == 0
+    assert box.run("verify").stdout.endswith(" read (" + size_of(tmp_path / "bucket") + "), 0 found wrong\n")
     unknown = box.run("verify", "other", check=False)
-    assert (unknown.returncode, "has exported nothing yet" in unknown.stderr) == (2, True)
+    assert (unknown.returncode, "there is no job other (there are: acme)" in unknown.stderr) == (2, True)
+
+
+def size_of(directory: Path) -> str:
+    return f"{sum(path.stat().st_size for path in directory.rglob('*') if path.is_file())} bytes"
+
+
+def test_verify_tells_scripts_what_was_repaired_and_what_was_not(
+    appliance: Callable[..., Appliance], conninfo: str, db: Database, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    store_events(db, 3)
+    box.run("export")
+    (lost,) = (tmp_path / "nas").rglob("*.jsonl.gz")
+    lost.unlink()
+    (altered,) = (tmp_path / "vault").rglob("*.jsonl.gz")
+    altered.write_bytes(altered.read_bytes()[:-1])
+    done = box.run("verify", "--repair", "--json", check=False)
+    assert done.returncode == 3
+    (verdict,) = json.loads(done.stdout)
+    found = [(one["kind"], one["bucket"], one["repaired"]) for one in verdict["findings"]]
+    assert found == [("missing", "nas", True), ("altered", "vault", False)]
+    assert len(verdict["unrepaired"]) == 1
+    assert altered.name in verdict["unrepaired"][0]
+
+
+def test_verify_says_so_where_nothing_was_exported_yet(
+    appliance: Callable[..., Appliance], conninfo: str, tmp_path: Path
+) -> None:
+    assert appliance(**on_disk(tmp_path, conninfo)).run("verify").stdout == "acme: nothing exported yet\n"
+
+
+def test_verify_notices_full_buckets_of_which_an_empty_database_knows_nothing(
+    appliance: Callable[..., Appliance], conn: psycopg.Connection[Any], conninfo: str, db: Database, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    for _ in range(2):
+        store_events(db, 3)
+        box.run("export")
+    conn.execute("DROP SCHEMA public CASCADE")
+    conn.execute("CREATE SCHEMA public")
+    migrate(conn)
+    done = box.run("verify", check=False)
+    assert (done.returncode, done.stdout.splitlines()) == (
+        1,
+        [
+            f"acme: bucket {name} is ahead: _manifests/acme/0000000001.json stands there, and this ledger does not "
+            f"know it: restore from it (appliance restore {name}), or choose another prefix"
+            for name in ("nas", "vault")
+        ],
+    )
+    box.run("restore", "nas")
+    box.run("export")
+    assert box.run("verify").stdout.endswith(" 0 found wrong\n")
 
 
 def on_disk(directory: Path, conninfo: str) -> dict[str, Any]:
