@@ -33,6 +33,7 @@ from appliance.store.programs import (
     make_private,
     postmaster_of,
     run_program,
+    was_shut_down,
     write_admission,
 )
 from appliance.store.recovering import refuses_for_now
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 _SOCKET = ".s.PGSQL.5432"
 _MAX_SOCKET_DIR_CHARS = 107 - len(f"/{_SOCKET}")
 _SAY_EVERY_SECONDS = 10.0
+# Mostly it takes a moment: nobody needs to hear of that.
+_SILENT_SECONDS = 3.0
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -175,13 +178,13 @@ class EmbeddedPostgres:
         Raises StartError when it does not in time.
         """
         deadline = time.monotonic() + timeout_seconds
+        silent_until = time.monotonic() + _SILENT_SECONDS
         seldom = Seldom(seconds=_SAY_EVERY_SECONDS)
         while (error := self._refusal()) is not None:
-            busy = self._busy_with()
-            if busy:
+            if self._is_busy():
                 deadline = time.monotonic() + timeout_seconds
-                if seldom.due():
-                    log.info("PostgreSQL %s, waiting for it", busy)
+                if time.monotonic() > silent_until and seldom.due():
+                    log.info("PostgreSQL %s, waiting for it", self._busy_with())
             died = self._process is not None and self._process.poll() is not None
             if died or time.monotonic() > deadline:
                 raise StartError(f"the embedded PostgreSQL does not start; {self.where_it_says_why()}") from error
@@ -194,11 +197,15 @@ class EmbeddedPostgres:
             return error
         return None
 
+    def _is_busy(self) -> bool:
+        """Return whether something takes its time; else it should be ready by now."""
+        return self.upgrade.under_way or refuses_for_now(self.conninfo)
+
     def _busy_with(self) -> str:
-        """Say what takes its time; nothing where it should be ready by now."""
+        """Say what takes its time."""
         if self.upgrade.under_way:
             return "is being upgraded"
-        return "is recovering" if refuses_for_now(self.conninfo) else ""
+        return "is starting" if was_shut_down(self.cluster) else "is recovering"
 
     def where_it_says_why(self) -> str:
         """Tell where to read why it ended: its first words if there are any, else its log."""
