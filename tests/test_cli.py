@@ -207,8 +207,43 @@ def test_a_database_that_cannot_be_reached_is_one_line_without_its_password(tmp_
     done = appliance_command("status", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("appliance: the database does not answer")
+    assert done.stderr.endswith("Connection refused; start that server, or correct host and port in database.url)\n")
     assert "hunter2secret" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_probe_asks_the_database_of_database_url(
+    appliance: Callable[..., Appliance], conninfo: str, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    assert "the database of database.url answers (PostgreSQL 18" in box.run("check", "--probe").stdout
+    answer = json.loads(box.run("check", "--probe", "--json").stdout)
+    assert (answer["ok"], answer["database"]["problem"]) == (True, "")
+
+
+def test_a_probe_of_a_database_that_does_not_answer_fails_and_says_where_to_look(
+    appliance: Callable[..., Appliance], tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, "postgresql://me:hunter2secret@127.0.0.1:1/x"))
+    done = box.run("check", "--probe", check=False)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("the database of database.url")]
+    assert (done.returncode, "start that server, or correct host and port in database.url" in line) == (1, True)
+    as_json = box.run("check", "--probe", "--json", check=False)
+    assert (as_json.returncode, json.loads(as_json.stdout)["ok"]) == (1, False)
+    assert "hunter2secret" not in done.stdout + done.stderr + as_json.stdout
+    # Without being told to, `check` asks nobody.
+    assert box.run("check").returncode == 0
+
+
+def test_a_probe_says_what_a_database_lacks(
+    appliance: Callable[..., Appliance], conn: psycopg.Connection[Any], conninfo: str, tmp_path: Path
+) -> None:
+    conn.execute(f"ALTER DATABASE {conn.info.dbname} SET default_transaction_read_only = on")
+    conn.execute("DROP SCHEMA public CASCADE")
+    done = appliance(**on_disk(tmp_path, conninfo)).run("check", "--probe", check=False)
+    assert done.returncode == 1
+    assert "it takes no writes, as a standby does" in done.stdout
+    assert "may not make tables there" in done.stdout
 
 
 # All that work on a database, but those that fill one.
