@@ -146,6 +146,52 @@ def test_check_prints_json_where_the_configuration_is_wrong_too(tmp_path: Path) 
     assert [problem.split(": ")[1] for problem in answer["problems"]] == ["server.bind", "server.demo"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        pytest.param({"path": "missing"}, True, id="a NAS that is not mounted"),
+        pytest.param({"path": "."}, False, id="a directory"),
+        pytest.param({"path": "data/export"}, False, id="one below the data directory, which is made"),
+    ],
+)
+def test_check_warns_of_a_buckets_directory_that_is_not_there(
+    appliance: Callable[..., Appliance], settings: dict[str, str], *, warned: bool
+) -> None:
+    box = appliance()
+    box.config["buckets"] = {"nas": {"kind": "directory", "path": str(box.directory / settings["path"])}}
+    warnings = json.loads(box.run("check", "--json").stdout)["warnings"]
+    assert any("is not there: create or mount it" in warning for warning in warnings) == warned
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"region": "eu-central-1"}, True),
+        ({}, True),
+        ({"region": "us-east-1"}, False),
+        ({"endpoint_url": "https://s3.example.com"}, False),
+        ({"provider": "minio", "endpoint_url": "https://s3.example.com"}, False),
+    ],
+    ids=["at AWS", "at AWS, wherever", "in its oldest region", "with AWS's ways elsewhere", "at another provider"],
+)
+def test_only_at_aws_names_with_capitals_are_refused(
+    appliance: Callable[..., Appliance], options: dict[str, str], *, refused: bool
+) -> None:
+    done = appliance(buckets={"acme": {"kind": "s3", "bucket": "Acme_Events", **options}}).run("check", check=False)
+    assert (done.returncode == 2) == refused
+    assert ("at AWS a name has 3 to 63 small letters" in done.stderr) == refused
+
+
+@pytest.mark.parametrize("below", ["", "data"], ids=["a file", "below a file"])
+def test_a_data_directory_that_is_a_file_is_told_as_such(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "config.toml").write_text(f'[server]\ndata_dir = "{tmp_path / "file" / below}"\n')
+    for command in ("serve", "status"):
+        done = appliance_command(command, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "is a file, or lies below one: set server.data_dir to a directory" in done.stderr
+
+
 def test_check_warns_of_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "config.toml").write_text(f'[server]\ndata_dir = "{tmp_path}/file/data"\n')
@@ -172,7 +218,7 @@ def test_every_command_reports_all_errors_of_the_configuration_at_once(command: 
     assert done.stdout == ""
     assert sorted(done.stderr.splitlines()) == [
         'config.toml: exports.acme.client: no [buckets.nowhere] is defined (got "nowhere")',
-        'config.toml: exports.acme.schedule: not a cron line: Bad minute (got "99 * * * *")',
+        'config.toml: exports.acme.schedule: not a cron line: Bad minute (0 to 59) (got "99 * * * *")',
         "config.toml: server.port: there is no such option",
     ]
 
@@ -340,6 +386,21 @@ def test_status_shows_what_a_bucket_said_letter_by_letter(
     assert said in appliance(database={"url": conninfo}).run("status").stdout
 
 
+def test_status_says_why_a_job_stands_still_where_no_delivery_bears_the_reason(
+    appliance: Callable[..., Appliance], conn: psycopg.Connection[Any], conninfo: str, db: Database, tmp_path: Path
+) -> None:
+    store_events(db, 1)
+    box = appliance(**on_disk(tmp_path, conninfo))
+    box.run("export")
+    conn.execute("DROP SCHEMA public CASCADE")
+    conn.execute("CREATE SCHEMA public")
+    migrate(conn)
+    store_events(db, 1)
+    box.run("export", check=False)
+    exports = box.run("status").stdout.partition("Exports")[2].partition("Last runs")[0]
+    assert "bucket nas is ahead: _manifests/acme/0000000001.json" in exports
+
+
 def test_status_names_the_transaction_that_holds_exports_back(
     appliance: Callable[..., Appliance], db: Database, conninfo: str
 ) -> None:
@@ -505,11 +566,14 @@ def test_restore_rebuilds_a_new_installation_and_tells_damage_by_its_exit_code(
     assert (outcome["batches"], outcome["rows"], outcome["damage"]) == (1, 3, [])
     assert json.loads(fresh.run("status", "--json").stdout)["events"] == 6
     assert fresh.run("export").stdout == "acme: 6 events in 2 batches delivered\n"
-    again = fresh.run("restore", "vault", check=False)
-    assert (again.returncode, again.stderr.startswith("appliance: nothing to bring back")) == (1, True)
+    assert fresh.run("restore", "vault").stdout.startswith(
+        "nothing to bring back: the ledger has every batch of bucket"
+    )
     unknown = fresh.run("restore", "tape", check=False)
     assert (unknown.returncode, "there is no bucket tape" in unknown.stderr) == (2, True)
     assert fresh.run("restore", "vault", "--give-up").stdout.startswith("given up")
+    given_up = fresh.run("restore", "vault", "--give-up", "--json").stdout
+    assert json.loads(given_up) == {"bucket": "vault", "given_up": True}
 
 
 def test_on_a_terminal_long_work_shows_a_bar_that_is_gone_afterwards(

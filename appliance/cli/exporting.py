@@ -140,7 +140,8 @@ def backfill(  # noqa: PLR0913 - one for each option
         print_json({"job": job, "dry_run": dry_run, "batches": batches, "problems": problems})
     else:
         for step in steps:
-            click.echo(f"batch {step.batch.key}: {step.batch.row_count} events to {' and '.join(step.buckets)}")
+            events = counted(step.batch.row_count, "event", "events")
+            click.echo(f"batch {step.batch.key}: {events} to {' and '.join(step.buckets)}")
         for problem in problems:
             click.echo(problem, err=True)
         click.echo(_backfilled(len(steps), dry_run=dry_run, failed=len(problems)))
@@ -177,7 +178,10 @@ def restore(bucket: str, file: Path | None, *, gives_up: bool, as_json: bool) ->
         _check_bucket(means, bucket)
         if gives_up:
             restoring.give_up(means)
-            click.echo("given up: what has come back stays, and jobs go on")
+            if as_json:
+                print_json({"bucket": bucket, "given_up": True})
+            else:
+                click.echo("given up: what has come back stays, and jobs go on")
             return
         with progress() as tell:
             done = restoring.Restore(means, bucket, progress=tell).run()

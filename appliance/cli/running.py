@@ -14,7 +14,7 @@ from appliance.admin.sentences import ANY_SITE
 from appliance.alerts.conditions import Alert
 from appliance.alerts.sending import send
 from appliance.cli.common import config_option, json_option, load, print_json
-from appliance.config import Settings, exposed_secrets
+from appliance.config import DirectoryBucket, Settings, exposed_secrets
 from appliance.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -123,11 +123,23 @@ def _warnings(settings: Settings) -> list[str]:
     if not settings.admin.enabled:
         warnings.append("the admin page is off until admin.password or admin.token is set")
     warnings += _data_dir_warnings(settings.server.data_dir)
+    warnings += _missing_directories(settings)
     used = {name for export in settings.exports.values() for name in export.bucket_names}
     warnings += [f"no export uses [buckets.{name}]" for name in settings.buckets if name not in used]
     return warnings + [
         f'no export has the site "{site}": its events are kept here and go to no bucket'
         for site in settings.unexported_sites()
+    ]
+
+
+def _missing_directories(settings: Settings) -> list[str]:
+    """Warn of directories that exports do not make: one that is not mounted must not be filled on the local disk."""
+    return [
+        f"bucket {name}: {bucket.path} is not there: create or mount it, or nothing is exported to it"
+        for name, bucket in settings.buckets.items()
+        if isinstance(bucket, DirectoryBucket)
+        and not bucket.path.is_relative_to(settings.server.data_dir)
+        and not os.path.isdir(bucket.path)  # noqa: PTH112 - Path.is_dir raises where one may not look
     ]
 
 

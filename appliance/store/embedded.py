@@ -273,6 +273,10 @@ def lock_file(data_dir: Path, name: str) -> IO[str]:
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         return (data_dir / name).open("w")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StartError(
+            f"the data directory {data_dir} is a file, or lies below one: set server.data_dir to a directory"
+        ) from error
     except OSError as error:
         raise StartError(
             f"the data directory {data_dir} cannot be used ({error.strerror}): "
