@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -586,6 +587,15 @@ def test_on_a_terminal_long_work_shows_a_bar_that_is_gone_afterwards(
     assert "0 found wrong" in shown
     assert "/2" in shown
     assert "\x1b[2K" in shown
+
+
+def test_on_a_terminal_a_backup_shows_that_it_is_at_work(
+    appliance: Callable[..., Appliance], conninfo: str, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    box.write_config()
+    shown = on_a_terminal([sys.executable, "-m", "appliance", "backup", "all.dump"], box.directory)
+    assert re.search(r"\x1b\[2K.*all\.dump: \d+ bytes", shown, re.DOTALL)
 
 
 def on_a_terminal(command: list[str], directory: Path) -> str:
