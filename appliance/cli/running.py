@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def serve(file: Path | None) -> None:
     """Run the appliance until it is told to stop (Ctrl-C, SIGTERM)."""
     settings = load(file)
-    for warning in exposed_secrets(settings, file):
+    for warning in [*exposed_secrets(settings, file), *_missing_directories(settings)]:
         log.warning(warning)
     from appliance import server  # noqa: PLC0415 - `check` must not need what only serving needs
 
