@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -336,6 +337,19 @@ def explained(settings: Settings) -> dict[str, tuple[str, str]]:
         for section in explain(settings)
         for option in section.options
     }
+
+
+def test_the_job_that_nobody_has_written_comes_from_no_file(tmp_path: Path) -> None:
+    found = explained(make_settings(server={"data_dir": str(tmp_path)}))
+    assert found["[buckets.local] path"] == (str(tmp_path / "export"), "default")
+    assert {found[f"[exports.local] {option}"][1] for option in ("client", "sites", "schedule")} == {"default"}
+    written = explained(
+        make_settings(
+            buckets={"local": {"kind": "directory", "path": "/mnt/nas"}}, exports={"local": {"client": "local"}}
+        )
+    )
+    assert written["[buckets.local] path"] == ("/mnt/nas", "file")
+    assert written["[exports.local] client"] == ("local", "file")
 
 
 def test_each_option_is_explained_with_its_source_and_without_secrets(

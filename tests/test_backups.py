@@ -12,6 +12,8 @@ import psycopg
 import pytest
 from conftest import Appliance, store_events
 
+from appliance.cli import progress
+from appliance.store import dumps
 from appliance.store.database import Database
 from appliance.store.embedded import EmbeddedPostgres
 
@@ -120,6 +122,35 @@ def test_while_the_appliance_runs_it_is_refused(new: Appliance, box: Appliance, 
     new.start()
     done = new.run("restore-backup", str(tmp_path / "all.dump"), check=False)
     assert (done.returncode, "stop it first" in done.stderr) == (1, True)
+
+
+def test_how_far_it_has_come_is_told_on_the_way_out_and_back(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dumps, "_LOOK_SECONDS", 0.001)
+    store_events(db, 2_000)
+    written: list[int] = []
+    dumps.dump(db.conninfo, tmp_path / "all.dump", tell=written.append)
+    assert written == sorted(written)
+    assert len(set(written)) > 1
+    read: list[int] = []
+    with db.connection() as conn:
+        dumps.load(conn, tmp_path / "all.dump", tell=read.append)
+    assert read == sorted(read)
+    # The rows alone, as text.
+    assert read[-1] > 2_000 * 100
+
+
+def test_what_takes_long_says_in_a_log_how_far_it_has_come(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with progress.growth("written") as tell:
+        tell(7_000_000)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.0)
+    with progress.growth("written") as tell:
+        tell(1_234_000_000)
+    assert capsys.readouterr().err == "1,234 MB written\n"
 
 
 def test_no_other_user_can_read_the_password_of_the_database(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from conftest import Appliance, S3Server, store_events
 
 from appliance.cli import cli
 from appliance.store.database import Database
+from appliance.store.migrations import migrate
 
 
 def appliance_command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -148,6 +150,52 @@ def test_check_prints_json_where_the_configuration_is_wrong_too(tmp_path: Path) 
     assert [problem.split(": ")[1] for problem in answer["problems"]] == ["server.bind", "server.demo"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        pytest.param({"path": "missing"}, True, id="a NAS that is not mounted"),
+        pytest.param({"path": "."}, False, id="a directory"),
+        pytest.param({"path": "data/export"}, False, id="one below the data directory, which is made"),
+    ],
+)
+def test_check_warns_of_a_buckets_directory_that_is_not_there(
+    appliance: Callable[..., Appliance], settings: dict[str, str], *, warned: bool
+) -> None:
+    box = appliance()
+    box.config["buckets"] = {"nas": {"kind": "directory", "path": str(box.directory / settings["path"])}}
+    warnings = json.loads(box.run("check", "--json").stdout)["warnings"]
+    assert any("is not there: create or mount it" in warning for warning in warnings) == warned
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"region": "eu-central-1"}, True),
+        ({}, True),
+        ({"region": "us-east-1"}, False),
+        ({"endpoint_url": "https://s3.example.com"}, False),
+        ({"provider": "minio", "endpoint_url": "https://s3.example.com"}, False),
+    ],
+    ids=["at AWS", "at AWS, wherever", "in its oldest region", "with AWS's ways elsewhere", "at another provider"],
+)
+def test_only_at_aws_names_with_capitals_are_refused(
+    appliance: Callable[..., Appliance], options: dict[str, str], *, refused: bool
+) -> None:
+    done = appliance(buckets={"acme": {"kind": "s3", "bucket": "Acme_Events", **options}}).run("check", check=False)
+    assert (done.returncode == 2) == refused
+    assert ("at AWS a name has 3 to 63 small letters" in done.stderr) == refused
+
+
+@pytest.mark.parametrize("below", ["", "data"], ids=["a file", "below a file"])
+def test_a_data_directory_that_is_a_file_is_told_as_such(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "config.toml").write_text(f'[server]\ndata_dir = "{tmp_path / "file" / below}"\n')
+    for command in ("serve", "status"):
+        done = appliance_command(command, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "is a file, or lies below one: set server.data_dir to a directory" in done.stderr
+
+
 def test_check_warns_of_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "config.toml").write_text(f'[server]\ndata_dir = "{tmp_path}/file/data"\n')
@@ -174,7 +222,7 @@ def test_every_command_reports_all_errors_of_the_configuration_at_once(command: 
     assert done.stdout == ""
     assert sorted(done.stderr.splitlines()) == [
         'config.toml: exports.acme.client: no [buckets.nowhere] is defined (got "nowhere")',
-        'config.toml: exports.acme.schedule: not a cron line: Bad minute (got "99 * * * *")',
+        'config.toml: exports.acme.schedule: not a cron line: Bad minute (0 to 59) (got "99 * * * *")',
         "config.toml: server.port: there is no such option",
     ]
 
@@ -209,8 +257,93 @@ def test_a_database_that_cannot_be_reached_is_one_line_without_its_password(tmp_
     done = appliance_command("status", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("appliance: the database does not answer")
+    assert done.stderr.endswith("Connection refused; start that server, or correct host and port in database.url)\n")
     assert "hunter2secret" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_probe_asks_the_database_of_database_url(
+    appliance: Callable[..., Appliance], conninfo: str, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    assert "the database of database.url answers (PostgreSQL 18" in box.run("check", "--probe").stdout
+    answer = json.loads(box.run("check", "--probe", "--json").stdout)
+    assert (answer["ok"], answer["database"]["problem"]) == (True, "")
+
+
+def test_a_probe_of_a_database_that_does_not_answer_fails_and_says_where_to_look(
+    appliance: Callable[..., Appliance], tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, "postgresql://me:hunter2secret@127.0.0.1:1/x"))
+    done = box.run("check", "--probe", check=False)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("the database of database.url")]
+    assert (done.returncode, "start that server, or correct host and port in database.url" in line) == (1, True)
+    as_json = box.run("check", "--probe", "--json", check=False)
+    assert (as_json.returncode, json.loads(as_json.stdout)["ok"]) == (1, False)
+    assert "hunter2secret" not in done.stdout + done.stderr + as_json.stdout
+    # Without being told to, `check` asks nobody.
+    assert box.run("check").returncode == 0
+
+
+def test_a_probe_says_what_a_database_lacks(
+    appliance: Callable[..., Appliance], conn: psycopg.Connection[Any], conninfo: str, tmp_path: Path
+) -> None:
+    conn.execute(f"ALTER DATABASE {conn.info.dbname} SET default_transaction_read_only = on")
+    conn.execute("DROP SCHEMA public CASCADE")
+    done = appliance(**on_disk(tmp_path, conninfo)).run("check", "--probe", check=False)
+    assert done.returncode == 1
+    assert "it takes no writes, as a standby does" in done.stdout
+    assert "may not make tables there" in done.stdout
+
+
+# All that work on a database, but those that fill one.
+ON_A_DATABASE = [
+    ("backup", "all.dump"),
+    ("export",),
+    ("verify",),
+    ("backfill", "local", "--from", "2026-01-01", "--to", "2026-01-02"),
+    ("restore", "local", "--give-up"),
+    ("move", "new.toml"),
+    ("status", "--json"),
+]
+
+
+@pytest.mark.parametrize("words", ON_A_DATABASE, ids=[words[0] for words in ON_A_DATABASE])
+@pytest.mark.parametrize("stands", [True, False], ids=["an empty data directory", "none"])
+def test_a_command_that_needs_a_database_makes_none_where_there_is_none(
+    words: tuple[str, ...], appliance: Callable[..., Appliance], tmp_path: Path, *, stands: bool
+) -> None:
+    box = appliance()
+    if stands:
+        box.data_dir.mkdir()
+    (tmp_path / "new.toml").write_text(
+        f'[server]\ndata_dir = "{box.data_dir}"\n[database]\nurl = "postgresql://me@127.0.0.1:1/x"\n'
+    )
+    done = box.run(*words, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"there is no database in {box.data_dir}: start the appliance first" in done.stderr
+    assert not (tmp_path / "all.dump").exists()
+    assert not list(box.data_dir.iterdir() if stands else box.directory.glob("data"))
+
+
+@pytest.mark.parametrize("words", [("status",), ("backup", "all.dump")], ids=["status", "backup"])
+def test_a_command_makes_no_tables_in_a_database_that_is_not_the_appliances(
+    words: tuple[str, ...], appliance: Callable[..., Appliance], conn: psycopg.Connection[Any], conninfo: str
+) -> None:
+    conn.execute("DROP SCHEMA public CASCADE")
+    conn.execute("CREATE SCHEMA public")
+    done = appliance(database={"url": conninfo}).run(*words, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "holds no appliance's tables: start the appliance first, or correct database.url" in done.stderr
+    assert conn.execute("SELECT to_regclass('installation')").fetchone() == (None,)
+
+
+def test_a_command_serves_itself_with_the_database_of_an_appliance_that_has_stopped(
+    appliance: Callable[..., Appliance],
+) -> None:
+    box = appliance().start()
+    assert box.stop() == 0
+    assert json.loads(box.run("status", "--json").stdout)["events"] == 0
 
 
 def test_export_names_the_jobs_there_are_when_it_is_given_another(
@@ -257,6 +390,21 @@ def test_status_shows_what_a_bucket_said_letter_by_letter(
     assert said in appliance(database={"url": conninfo}).run("status").stdout
 
 
+def test_status_says_why_a_job_stands_still_where_no_delivery_bears_the_reason(
+    appliance: Callable[..., Appliance], conn: psycopg.Connection[Any], conninfo: str, db: Database, tmp_path: Path
+) -> None:
+    store_events(db, 1)
+    box = appliance(**on_disk(tmp_path, conninfo))
+    box.run("export")
+    conn.execute("DROP SCHEMA public CASCADE")
+    conn.execute("CREATE SCHEMA public")
+    migrate(conn)
+    store_events(db, 1)
+    box.run("export", check=False)
+    exports = box.run("status").stdout.partition("Exports")[2].partition("Last runs")[0]
+    assert "bucket nas is ahead: _manifests/acme/0000000001.json" in exports
+
+
 def test_status_names_the_transaction_that_holds_exports_back(
     appliance: Callable[..., Appliance], db: Database, conninfo: str
 ) -> None:
@@ -295,11 +443,67 @@ def test_verify_tells_damage_by_its_exit_code_and_repairs_what_is_missing(
     assert "acme: missing: bucket nas: site=shop/" in damaged.stdout
     (verdict,) = json.loads(box.run("verify", "--json", check=False).stdout)
     assert [finding["kind"] for finding in verdict["findings"]] == ["missing"]
-    assert box.run("verify", "--repair", check=False).returncode == 0
+    repaired = box.run("verify", "--repair").stdout
+    assert "acme: missing: bucket nas: site=shop/" in repaired
+    assert repaired.splitlines()[0].endswith("it belongs to batch acme 1; delivered again")
+    assert repaired.endswith(", 1 found wrong, 1 repaired\n")
     assert written.exists()
-    assert box.run("verify").returncode == 0
+    assert box.run("verify").stdout.endswith(" read (" + size_of(tmp_path / "bucket") + "), 0 found wrong\n")
     unknown = box.run("verify", "other", check=False)
-    assert (unknown.returncode, "has exported nothing yet" in unknown.stderr) == (2, True)
+    assert (unknown.returncode, "there is no job other (there are: acme)" in unknown.stderr) == (2, True)
+
+
+def size_of(directory: Path) -> str:
+    return f"{sum(path.stat().st_size for path in directory.rglob('*') if path.is_file())} bytes"
+
+
+def test_verify_tells_scripts_what_was_repaired_and_what_was_not(
+    appliance: Callable[..., Appliance], conninfo: str, db: Database, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    store_events(db, 3)
+    box.run("export")
+    (lost,) = (tmp_path / "nas").rglob("*.jsonl.gz")
+    lost.unlink()
+    (altered,) = (tmp_path / "vault").rglob("*.jsonl.gz")
+    altered.write_bytes(altered.read_bytes()[:-1])
+    done = box.run("verify", "--repair", "--json", check=False)
+    assert done.returncode == 3
+    (verdict,) = json.loads(done.stdout)
+    found = [(one["kind"], one["bucket"], one["repaired"]) for one in verdict["findings"]]
+    assert found == [("missing", "nas", True), ("altered", "vault", False)]
+    assert len(verdict["unrepaired"]) == 1
+    assert altered.name in verdict["unrepaired"][0]
+
+
+def test_verify_says_so_where_nothing_was_exported_yet(
+    appliance: Callable[..., Appliance], conninfo: str, tmp_path: Path
+) -> None:
+    assert appliance(**on_disk(tmp_path, conninfo)).run("verify").stdout == "acme: nothing exported yet\n"
+
+
+def test_verify_notices_full_buckets_of_which_an_empty_database_knows_nothing(
+    appliance: Callable[..., Appliance], conn: psycopg.Connection[Any], conninfo: str, db: Database, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    for _ in range(2):
+        store_events(db, 3)
+        box.run("export")
+    conn.execute("DROP SCHEMA public CASCADE")
+    conn.execute("CREATE SCHEMA public")
+    migrate(conn)
+    done = box.run("verify", check=False)
+    assert (done.returncode, done.stdout.splitlines()) == (
+        1,
+        [
+            f"acme: bucket {name} is ahead: _manifests/acme/0000000001.json stands there, and this ledger does not "
+            f"know it: restore from it (appliance restore {name}), or choose another prefix"
+            for name in ("nas", "vault")
+        ],
+    )
+    box.run("restore", "nas")
+    box.run("export")
+    assert box.run("verify").stdout.endswith(" 0 found wrong\n")
 
 
 def on_disk(directory: Path, conninfo: str) -> dict[str, Any]:
@@ -366,11 +570,14 @@ def test_restore_rebuilds_a_new_installation_and_tells_damage_by_its_exit_code(
     assert (outcome["batches"], outcome["rows"], outcome["damage"]) == (1, 3, [])
     assert json.loads(fresh.run("status", "--json").stdout)["events"] == 6
     assert fresh.run("export").stdout == "acme: 6 events in 2 batches delivered\n"
-    again = fresh.run("restore", "vault", check=False)
-    assert (again.returncode, again.stderr.startswith("appliance: nothing to bring back")) == (1, True)
+    assert fresh.run("restore", "vault").stdout.startswith(
+        "nothing to bring back: the ledger has every batch of bucket"
+    )
     unknown = fresh.run("restore", "tape", check=False)
     assert (unknown.returncode, "there is no bucket tape" in unknown.stderr) == (2, True)
     assert fresh.run("restore", "vault", "--give-up").stdout.startswith("given up")
+    given_up = fresh.run("restore", "vault", "--give-up", "--json").stdout
+    assert json.loads(given_up) == {"bucket": "vault", "given_up": True}
 
 
 def test_on_a_terminal_long_work_shows_a_bar_that_is_gone_afterwards(
@@ -383,6 +590,15 @@ def test_on_a_terminal_long_work_shows_a_bar_that_is_gone_afterwards(
     assert "0 found wrong" in shown
     assert "/2" in shown
     assert "\x1b[2K" in shown
+
+
+def test_on_a_terminal_a_backup_shows_that_it_is_at_work(
+    appliance: Callable[..., Appliance], conninfo: str, tmp_path: Path
+) -> None:
+    box = appliance(**on_disk(tmp_path, conninfo))
+    box.write_config()
+    shown = on_a_terminal([sys.executable, "-m", "appliance", "backup", "all.dump"], box.directory)
+    assert re.search(r"\x1b\[2K.*all\.dump: \d+ bytes", shown, re.DOTALL)
 
 
 def on_a_terminal(command: list[str], directory: Path) -> str:

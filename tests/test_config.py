@@ -179,6 +179,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
         '[buckets.a]\nkind = "directory"\npath = "/x"\nregion = "x"',
         "buckets.a.region: a bucket of this kind has no such option",
     ),
+    "a name that AWS has not": (
+        '[buckets.a]\nbucket = "Acme_Events"\nregion = "eu-central-1"',
+        'buckets.a: bucket "Acme_Events": at AWS a name has 3 to 63 small letters',
+    ),
     "private": ("_env_file = 1", "_env_file: there is no such option"),
     "self": ("self = 1", "self: there is no such option"),
     "no option's name at all": ("port = 1", "config.toml: port: there is no such option"),
@@ -271,11 +275,17 @@ MISTAKES: dict[str, tuple[str, str]] = {
         S3 + VAULT + JOB + 'schedule = "* * * * * *"',
         "exports.acme.schedule: a cron line has five",
     ),
-    "cron out of range": (S3 + VAULT + JOB + 'schedule = "61 * * * *"', "exports.acme.schedule: not a cron line"),
+    "cron out of range": (
+        S3 + VAULT + JOB + 'schedule = "61 * * * *"',
+        "exports.acme.schedule: not a cron line: Bad minute (0 to 59)",
+    ),
     "cron that never comes": (S3 + VAULT + JOB + 'schedule = "0 0 30 2 *"', "exports.acme.schedule:"),
     "format": (S3 + VAULT + JOB + 'format = "xlsx"', "exports.acme.format:"),
     "secret in two ways": ('[admin]\npassword = { file = "a", env = "B" }', "admin.password: write the secret itself"),
-    "secret in no file": ('[admin]\npassword = { file = "/nonexistent" }', "admin.password: the secret's file"),
+    "secret in no file": (
+        '[admin]\npassword = { file = "/nonexistent" }',
+        "admin.password: the secret's file /nonexistent cannot be read: No such file",
+    ),
     "secret in no variable": (
         '[admin]\npassword = { env = "NOPE" }',
         "admin.password: the environment has no variable NOPE",

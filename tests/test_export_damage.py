@@ -194,7 +194,7 @@ def test_a_repair_after_an_upgrade_puts_nothing_that_its_manifest_does_not_name(
         world.s3.client().delete_object(Bucket=world.names["client"], Key=key)
     monkeypatch.setattr(formats, "_GZIP_LEVEL", 1)
     means = world.exporter().means
-    (left,) = set(repair(means, Verification(means, "acme").run()))
+    (left,) = set(repair(means, Verification(means, "acme").run()).left)
     assert "batch acme 1: its rows make another object now, and no bucket has" in left
     assert world.contents("client") == {}
 

@@ -115,7 +115,7 @@ def test_a_bucket_that_was_deleted_and_made_again_gets_what_is_new_and_by_a_repa
     assert exported_ids(world.contents("client")).total() == 4
     verdict = Verification(world.exporter().means, "acme").run()
     assert {finding.kind for finding in verdict.findings} == {"missing"}
-    assert repair(world.exporter().means, verdict) == []
+    assert repair(world.exporter().means, verdict).left == ()
     assert_all_is_exported(world)
 
 

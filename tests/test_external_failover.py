@@ -98,7 +98,7 @@ def test_with_a_standby_alone_commands_say_what_to_do_and_events_wait_until_it_i
     appliance: Callable[..., Appliance], pair: Pair, tmp_path: Path, options: str
 ) -> None:
     bucket, ids = tmp_path / "bucket", new_ids(3)
-    appliance(**exporting_to(bucket, pair.url)).run("status")
+    appliance(**exporting_to(bucket, pair.url)).start().stop()
     url = pair.standby.url(pair.database, options)
     box = appliance(**exporting_to(bucket, url))
     done = box.run("export", check=False)

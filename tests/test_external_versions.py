@@ -112,7 +112,7 @@ def test_after_a_move_from_the_embedded_database_exports_go_on_with_the_next_num
 @pytest.mark.parametrize("server", ["18"], indirect=True)
 def test_a_move_leaves_no_table_behind(server: Server, appliance: Callable[..., Appliance], tmp_path: Path) -> None:
     url = server.url(server.new_database())
-    appliance(**exporting_to(tmp_path / "bucket", url)).run("status")
+    assert appliance(**exporting_to(tmp_path / "bucket", url)).start().stop() == 0
     assert everything(url).keys() - {"ids"} == set(TABLES)
 
 

@@ -1,7 +1,9 @@
 """A PostgreSQL that recovers for long: events go to the spool, everybody is told, and nobody gives up."""
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from conftest import Appliance, http, wait_for
 from test_serve import post, stored
 
 from appliance.errors import StartError
+from appliance.store import embedded
 from appliance.store.embedded import EmbeddedPostgres
 
 
@@ -69,33 +72,85 @@ def told(box: Appliance) -> int:
     return sum("PostgreSQL is recovering, since 2" in line for line in box.log.splitlines())
 
 
-def test_a_command_waits_for_a_recovery_of_any_length(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    server = EmbeddedPostgres(tmp_path, overrides={"fsync": "off"})
-    assert server.acquire()
-    server.stop(server.start())
-    assert server.wait_stopped()
-    with held_in_recovery(server.cluster) as let_go:
-        pid = server.start()
-        failures: list[StartError] = []
+@contextmanager
+def waiting_for(server: EmbeddedPostgres) -> Iterator[Callable[[], None]]:
+    """Wait for a server in a thread, with less patience than it takes; lends what ends the wait well."""
+    failures: list[StartError] = []
 
-        def wait() -> None:
-            try:
-                server.wait_ready(timeout_seconds=0.3)
-            except StartError as error:
-                failures.append(error)
+    def wait() -> None:
+        try:
+            server.wait_ready(timeout_seconds=0.3)
+        except StartError as error:
+            failures.append(error)
 
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        wait_for(lambda: "PostgreSQL is recovering, waiting for it" in caplog.text, "the message")
-        waiting.join(1.5)
-        assert waiting.is_alive()
-        let_go()
+    def end_well() -> None:
         waiting.join(20)
         assert (waiting.is_alive(), failures) == (False, [])
-    server.stop(pid)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    yield end_well
+    waiting.join(20)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """One that was started once, and stopped."""
+    one = EmbeddedPostgres(tmp_path, overrides=OVERRIDES)
+    assert one.acquire()
+    one.stop(one.start())
+    assert one.wait_stopped()
+    yield one
+    pid = one.running_pid()
+    if pid is not None:
+        one.stop(pid)
+        assert one.wait_stopped()
+    one.release()
+
+
+# A recovery asks this for each file it needs, and takes its time to say that there is none.
+OVERRIDES = {"fsync": "off", "wal_level": "replica", "restore_command": "sleep 3; false"}
+
+
+def test_a_command_waits_for_a_start_of_any_length(
+    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(embedded, "_SILENT_SECONDS", 0.5)
+    with held_in_recovery(server.cluster) as let_go:
+        server.start()
+        with waiting_for(server) as end_well:
+            wait_for(lambda: "PostgreSQL is starting, waiting for it" in caplog.text, "the message")
+            time.sleep(1)
+            let_go()
+            end_well()
+    assert "recovering" not in caplog.text
+
+
+def test_a_command_that_waits_for_a_recovery_says_so(
+    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(embedded, "_SILENT_SECONDS", 0.5)
+    pid = server.start()
+    server.wait_ready()
+    os.kill(pid, signal.SIGQUIT)
     assert server.wait_stopped()
-    server.release()
+    (server.cluster / "recovery.signal").touch()
+    server.start()
+    with waiting_for(server) as end_well:
+        wait_for(lambda: "PostgreSQL is recovering, waiting for it" in caplog.text, "the message")
+        end_well()
+    assert "starting" not in caplog.text
+
+
+def test_a_start_that_takes_a_moment_is_not_talked_about(
+    server: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    server.start()
+    server.wait_ready()
+    assert caplog.text == ""
 
 
 def test_a_postgres_that_does_not_start_at_all_is_given_up(tmp_path: Path) -> None:

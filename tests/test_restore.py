@@ -328,12 +328,14 @@ def test_a_database_of_last_week_gets_what_it_lacks(world: World, install: Calla
     assert_right(late, batches=5)
 
 
-def test_a_ledger_that_has_it_all_is_refused(world: World, fresh: World) -> None:
-    with pytest.raises(RestoreError, match="nothing to bring back: the ledger has every batch of bucket vault"):
-        restore(world)
+def test_run_again_where_all_is_there_it_says_so_and_changes_nothing(world: World, fresh: World) -> None:
     restore(fresh)
-    with pytest.raises(RestoreError, match="nothing to bring back"):
-        restore(fresh)
+    for one in (world, fresh):
+        before = rows(one)
+        outcome = restore(one)
+        (line,) = outcome.lines
+        assert line.startswith("nothing to bring back: the ledger has every batch of bucket vault")
+        assert (outcome.batches, outcome.proven, rows(one)) == (0, 0, before)
 
 
 def test_a_ledger_with_another_history_is_refused_and_stays_as_it_is(

@@ -12,6 +12,7 @@ from exporting import World
 
 from appliance.export.verify import Finding, Verdict, Verification, repair
 from appliance.store.database import Database
+from appliance.store.ledger import Batch
 
 Conn = psycopg.Connection[Any]
 
@@ -93,7 +94,8 @@ def test_what_is_missing_is_found_and_repaired(
         world.conn.execute("UPDATE export_marks SET deleted_to = 1000")
     verdict = verify(world)
     assert kinds(verdict) == found
-    assert repair(world.exporter().means, verdict) == []
+    mended = repair(world.exporter().means, verdict)
+    assert (mended.repaired, mended.left) == (verdict.findings, ())
     assert world.everything() == before
     assert verify(world).findings == ()
 
@@ -151,7 +153,9 @@ def test_what_is_altered_foreign_or_doubled_is_found_and_left_alone(
     before = world.everything()
     verdict = verify(world)
     assert kinds(verdict) == [found]
-    left = repair(world.exporter().means, verdict)
+    mended = repair(world.exporter().means, verdict)
+    left = mended.left
+    assert mended.repaired == ()
     assert len(left) == 1
     assert verdict.findings[0].key in left[0]
     assert world.everything() == before
@@ -169,6 +173,23 @@ def test_a_delivery_that_is_still_owed_is_no_damage(world: World) -> None:
     assert world.export().failed
     world.tables["vault"]["access_key_id"] = world.tables["client"]["access_key_id"]
     assert verify(world).findings == ()
+
+
+def test_a_batch_that_is_sealed_and_delivered_meanwhile_is_not_foreign(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verification = Verification(world.exporter().means, "acme")
+    load = verification._load  # noqa: SLF001 - the moment between the ledger and the buckets
+
+    def load_and_let_another_run_deliver() -> list[Batch]:
+        batches = load()
+        store_events(world.db, 2)
+        assert not world.export().failed
+        return batches
+
+    monkeypatch.setattr(verification, "_load", load_and_let_another_run_deliver)
+    verdict = verification.run()
+    assert (verdict.batches, verdict.findings, verdict.problems) == (2, (), ())
 
 
 def test_rows_that_were_deleted_or_added_by_hand_are_found(world: World) -> None:

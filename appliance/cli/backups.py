@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from appliance.cli.common import config_option, json_option, load, print_json
+from appliance.cli.progress import growth
 from appliance.errors import ConfigError
 
 _file_argument = click.argument("backup", type=click.Path(path_type=Path), metavar="FILE")
@@ -20,8 +21,8 @@ def backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
     from appliance.store import dumps  # noqa: PLC0415 - `check` must not need the database
     from appliance.store.attach import attached  # noqa: PLC0415
 
-    with attached(settings) as db:
-        dumps.dump(db.conninfo, backup)
+    with attached(settings) as db, growth("written") as tell:
+        dumps.dump(db.conninfo, backup, tell=tell)
     size = backup.stat().st_size
     if as_json:
         print_json({"file": backup, "bytes": size})
@@ -45,10 +46,10 @@ def restore_backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
     from appliance.store.events import newest_id  # noqa: PLC0415
     from appliance.store.migrations import migrate  # noqa: PLC0415
 
-    with server.lock_data_dir(settings.server.data_dir), attached(settings) as db:
-        with db.connection() as conn:
+    with server.lock_data_dir(settings.server.data_dir), attached(settings, creates=True) as db:
+        with db.connection() as conn, growth("read") as tell:
             dumps.check_empty(conn)
-            dumps.load(conn, backup)
+            dumps.load(conn, backup, tell=tell)
         with db.connection() as conn:
             migrate(conn)
             events = newest_id(conn)
@@ -77,18 +78,21 @@ def move(new: Path, file: Path | None, *, as_json: bool) -> None:
         )
     from appliance import server  # noqa: PLC0415 - `check` must not need the database
     from appliance.store import dumps, moving  # noqa: PLC0415
-    from appliance.store.attach import attached  # noqa: PLC0415
+    from appliance.store.attach import attached, require_database  # noqa: PLC0415
     from appliance.store.events import newest_id  # noqa: PLC0415
 
+    # Before the lock, which makes the data directory.
+    require_database(old_settings)
     with (
         server.lock_data_dir(old_settings.server.data_dir),
         attached(old_settings) as source,
-        attached(new_settings) as target,
+        attached(new_settings, creates=True) as target,
         source.connection() as sending,
         target.connection() as receiving,
+        growth("copied") as tell,
     ):
         dumps.check_empty(receiving)
-        moving.copy_everything(sending, receiving)
+        moving.copy_everything(sending, receiving, tell=tell)
         events = newest_id(receiving)
     if as_json:
         print_json({"newest_id": events})

@@ -19,7 +19,7 @@ from appliance.words import counted
 
 if TYPE_CHECKING:
     from appliance.export.means import Means
-    from appliance.export.verify import Verdict
+    from appliance.export.verify import Repair, Verdict
     from appliance.store.database import Database
 
 
@@ -54,8 +54,8 @@ def export(job: str | None, file: Path | None, as_json: bool) -> None:  # noqa: 
     with _database(file) as (settings, db):
         exporter = Exporter(settings, db, conninfo=db.conninfo)
         jobs = exporter.jobs()
-        if job is not None and job not in jobs:
-            raise click.BadParameter(f"there is no job {job} (there are: {', '.join(jobs)})", param_hint="JOB")
+        if job is not None:
+            _check_known(job, jobs)
         reports = [exporter.run(name, wait_for_lease=True) for name in ([job] if job else jobs)]
     if as_json:
         print_json([{**asdict(report), "failed": report.failed} for report in reports])
@@ -67,33 +67,36 @@ def export(job: str | None, file: Path | None, as_json: bool) -> None:  # noqa: 
 
 @click.command(epilog="Example: appliance verify acme --repair")
 @click.argument("job", required=False, shell_complete=complete_jobs)
-@click.option("--repair", "repairs", is_flag=True, help="Deliver again what is missing; nothing is ever written over.")
+@click.option(
+    "--repair", "repairing", is_flag=True, help="Deliver again what is missing; nothing is ever written over."
+)
 @config_option
 @json_option
-def verify(job: str | None, file: Path | None, *, repairs: bool, as_json: bool) -> None:
+def verify(job: str | None, file: Path | None, *, repairing: bool, as_json: bool) -> None:
     """Read every object of JOB (or of all jobs) again and hold it against manifest, ledger and table.
 
-    Exit code 3 when something is missing, altered, foreign or doubled; 1 when a bucket could not be asked.
+    Exit code 3 when something is missing, altered, foreign or doubled; 1 when a bucket could not be asked, or holds
+    batches of a job of which the database knows none.
     """
     from appliance.export import verify as verification  # noqa: PLC0415 - heavy, and only needed here
 
     with _means(file) as means:
-        jobs = _jobs_with_batches(means)
+        jobs = _jobs(means)
         if job is not None:
             _check_known(job, jobs)
         names = [job] if job else jobs
         with progress() as tell:
             verdicts = [verification.Verification(means, name, tell).run() for name in names]
-        unrepaired = {v.job: verification.repair(means, v) for v in verdicts} if repairs else {}
-        _tell_of_damage(means, verdicts, unrepaired)
-    left = [what for whats in unrepaired.values() for what in whats]
+        repairs = {v.job: verification.repair(means, v) for v in verdicts} if repairing else {}
+        _tell_of_damage(means, verdicts, repairs)
+    left = [what for repair in repairs.values() for what in repair.left]
     if as_json:
-        print_json([asdict(verdict) for verdict in verdicts])
+        print_json([_verdict_for_scripts(verdict, repairs.get(verdict.job)) for verdict in verdicts])
     for verdict in verdicts if not as_json else ():
-        _print_verdict(verdict)
+        _print_verdict(verdict, repairs.get(verdict.job))
     for what in left:
         click.echo(f"could not be repaired: {what}", err=True)
-    damaged = bool(left) if repairs else any(verdict.findings for verdict in verdicts)
+    damaged = bool(left) if repairing else any(verdict.findings for verdict in verdicts)
     if damaged or any(verdict.problems for verdict in verdicts):
         sys.exit(3 if damaged else 1)
 
@@ -124,7 +127,8 @@ def backfill(  # noqa: PLR0913 - one for each option
     if start >= end:
         raise click.BadParameter("it has to be later than --from", param_hint="--to")
     with _means(file) as means:
-        _check_known(job, _jobs_with_batches(means))
+        _check_known(job, _jobs(means))
+        _check_has_batches(means, job)
         if bucket is not None:
             _check_bucket(means, bucket)
         steps = filling.plan(means, job, arrived_from=start, arrived_to=end, bucket=bucket)
@@ -136,7 +140,8 @@ def backfill(  # noqa: PLR0913 - one for each option
         print_json({"job": job, "dry_run": dry_run, "batches": batches, "problems": problems})
     else:
         for step in steps:
-            click.echo(f"batch {step.batch.key}: {step.batch.row_count} events to {' and '.join(step.buckets)}")
+            events = counted(step.batch.row_count, "event", "events")
+            click.echo(f"batch {step.batch.key}: {events} to {' and '.join(step.buckets)}")
         for problem in problems:
             click.echo(problem, err=True)
         click.echo(_backfilled(len(steps), dry_run=dry_run, failed=len(problems)))
@@ -168,11 +173,15 @@ def restore(bucket: str, file: Path | None, *, gives_up: bool, as_json: bool) ->
     """
     from appliance.export import restore as restoring  # noqa: PLC0415 - heavy, and only needed here
 
-    with _means(file) as means:
+    # To give up is to end a restore that has begun.
+    with _means(file, creates=not gives_up) as means:
         _check_bucket(means, bucket)
         if gives_up:
             restoring.give_up(means)
-            click.echo("given up: what has come back stays, and jobs go on")
+            if as_json:
+                print_json({"bucket": bucket, "given_up": True})
+            else:
+                click.echo("given up: what has come back stays, and jobs go on")
             return
         with progress() as tell:
             done = restoring.Restore(means, bucket, progress=tell).run()
@@ -186,24 +195,30 @@ def restore(bucket: str, file: Path | None, *, gives_up: bool, as_json: bool) ->
 
 
 @contextmanager
-def _database(file: Path | None) -> Iterator[tuple[Settings, "Database"]]:
+def _database(file: Path | None, *, creates: bool = False) -> Iterator[tuple[Settings, "Database"]]:
     """Lend the configuration and its database."""
     settings = load(file)
     from appliance.store.attach import attached  # noqa: PLC0415 - `check` must not need the database
 
-    with attached(settings) as db:
+    with attached(settings, creates=creates) as db:
         # Somebody waits for an event's answer, nobody for this; PostgreSQL, if it was started here, has started before.
         step_back(os.getpid())
         yield settings, db
 
 
 @contextmanager
-def _means(file: Path | None) -> Iterator["Means"]:
+def _means(file: Path | None, *, creates: bool = False) -> Iterator["Means"]:
     """Lend what everything that exports works with."""
     from appliance.export.means import Means  # noqa: PLC0415 - heavy, and only needed here
 
-    with _database(file) as (settings, db):
+    with _database(file, creates=creates) as (settings, db):
         yield Means.of(settings, db, conninfo=db.conninfo)
+
+
+def _jobs(means: "Means") -> list[str]:
+    """Return the jobs of the configuration, and those that were once and have left batches."""
+    configured = means.settings.exports
+    return [*configured, *(job for job in _jobs_with_batches(means) if job not in configured)]
 
 
 def _jobs_with_batches(means: "Means") -> list[str]:
@@ -213,8 +228,13 @@ def _jobs_with_batches(means: "Means") -> list[str]:
         return ledger.jobs(conn)
 
 
-def _check_known(job: str, jobs: list[str]) -> None:
+def _check_known(job: str, jobs: Sequence[str]) -> None:
     if job not in jobs:
+        raise click.BadParameter(f"there is no job {job} (there are: {', '.join(jobs)})", param_hint="JOB")
+
+
+def _check_has_batches(means: "Means", job: str) -> None:
+    if job not in _jobs_with_batches(means):
         raise click.BadParameter(f"job {job} has exported nothing yet", param_hint="JOB")
 
 
@@ -224,7 +244,7 @@ def _check_bucket(means: "Means", bucket: str) -> None:
         raise click.BadParameter(f"there is no bucket {bucket} in the configuration (there are: {known})")
 
 
-def _tell_of_damage(means: "Means", verdicts: Sequence["Verdict"], unrepaired: Mapping[str, list[str]]) -> None:
+def _tell_of_damage(means: "Means", verdicts: Sequence["Verdict"], repairs: Mapping[str, "Repair"]) -> None:
     """Send an alert where damage was found, or where it is repaired or gone."""
     if not means.settings.alerts.urls:
         return
@@ -233,7 +253,8 @@ def _tell_of_damage(means: "Means", verdicts: Sequence["Verdict"], unrepaired: M
 
     holding, judged = {}, set()
     for verdict in verdicts:
-        found = unrepaired.get(verdict.job, [f"{one.kind}: {one.bucket} {one.key}" for one in verdict.findings])
+        repair = repairs.get(verdict.job)
+        found = repair.left if repair else [f"{one.kind}: {one.bucket} {one.key}" for one in verdict.findings]
         # A bucket that could not be asked says nothing about what was found in it before.
         if found or not verdict.problems:
             judged.add(conditions.damage_key(verdict.job))
@@ -242,11 +263,23 @@ def _tell_of_damage(means: "Means", verdicts: Sequence["Verdict"], unrepaired: M
     board_of(means.settings).settle(holding, judged.__contains__)
 
 
-def _print_verdict(verdict: Any) -> None:
+def _verdict_for_scripts(verdict: "Verdict", repair: "Repair | None") -> dict[str, Any]:
+    if repair is None:
+        return asdict(verdict)
+    findings = [{**asdict(one), "repaired": one in repair.repaired} for one in verdict.findings]
+    return {**asdict(verdict), "findings": findings, "unrepaired": repair.left}
+
+
+def _print_verdict(verdict: "Verdict", repair: "Repair | None") -> None:
     for finding in verdict.findings:
         where = f"bucket {finding.bucket}: " if finding.bucket else ""
-        click.echo(f"{verdict.job}: {finding.kind}: {where}{finding.key}: {finding.what}")
+        again = "; delivered again" if repair and finding in repair.repaired else ""
+        click.echo(f"{verdict.job}: {finding.kind}: {where}{finding.key}: {finding.what}{again}")
     for problem in verdict.problems:
         click.echo(f"{verdict.job}: {problem}")
-    what = f"{verdict.objects} objects of {verdict.batches} batches read ({verdict.bytes} bytes)"
-    click.echo(f"{verdict.job}: {what}, {len(verdict.findings)} found wrong")
+    if verdict.batches:
+        read = f"{counted(verdict.objects, 'object', 'objects')} of {counted(verdict.batches, 'batch', 'batches')} read"
+        wrong = f"{len(verdict.findings)} found wrong" + (f", {len(repair.repaired)} repaired" if repair else "")
+        click.echo(f"{verdict.job}: {read} ({counted(verdict.bytes, 'byte', 'bytes')}), {wrong}")
+    elif not (verdict.findings or verdict.problems):
+        click.echo(f"{verdict.job}: nothing exported yet")

@@ -3,19 +3,17 @@
 import logging
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import click
 
 from appliance.admin.sentences import ANY_SITE
 from appliance.cli.common import config_option, json_option, load, print_json
-from appliance.config import Settings, exposed_secrets
+from appliance.config import DirectoryBucket, Settings, exposed_secrets
 from appliance.errors import ConfigError
-
-if TYPE_CHECKING:
-    from appliance.alerts.sending import Sent
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +23,7 @@ log = logging.getLogger(__name__)
 def serve(file: Path | None) -> None:
     """Run the appliance until it is told to stop (Ctrl-C, SIGTERM)."""
     settings = load(file)
-    for warning in exposed_secrets(settings, file):
+    for warning in [*exposed_secrets(settings, file), *_missing_directories(settings)]:
         log.warning(warning)
     from appliance import server  # noqa: PLC0415 - `check` must not need what only serving needs
 
@@ -36,7 +34,9 @@ def serve(file: Path | None) -> None:
 @config_option
 @json_option
 @click.option(
-    "--probe", is_flag=True, help="Write, read, list and delete an object in every bucket, and send a test alert."
+    "--probe",
+    is_flag=True,
+    help="Ask the database of database.url; write, read, list and delete an object in every bucket; send a test alert.",
 )
 def check(file: Path | None, as_json: bool, probe: bool) -> None:  # noqa: FBT001 - click passes flags so
     """Read the configuration and say what it means; every error at once, exit code 2; a probe that fails, 1."""
@@ -48,41 +48,57 @@ def check(file: Path | None, as_json: bool, probe: bool) -> None:  # noqa: FBT00
         print_json({"ok": False, "problems": error.problems})
         sys.exit(error.exit_code)
     warnings = [*exposed_secrets(settings, file), *_warnings(settings)]
+    tried = _try_everything(settings) if probe else iter(())
     if as_json:
-        probes = _probes(settings) if probe else []
-        alerts = _test_alerts(settings) if probe else []
-        answer = {"ok": not _failed(probes, alerts), "warnings": warnings, "exports": sorted(settings.exports)}
-        found = {"probes": [asdict(one) for one in probes], "alerts": [asdict(one) for one in alerts]}
-        print_json(answer | (found if probe else {}))
+        found = list(tried)
+        answer = {"ok": not any(one.failed for one in found), "warnings": warnings, "exports": sorted(settings.exports)}
+        print_json(answer | (_for_scripts(found) if probe else {}))
     else:
         for line in [*_describe(settings), *(f"warning: {warning}" for warning in warnings)]:
             click.echo(line)
-        probes = _probes(settings) if probe else []
-        for one in probes:
+        found = []
+        for one in tried:
             click.echo(one.line)
-        alerts = _test_alerts(settings) if probe else []
-        for sent in alerts:
-            click.echo(sent.line)
-    if _failed(probes, alerts):
+            found.append(one)
+    if any(one.failed for one in found):
         sys.exit(1)
 
 
-def _probes(settings: Settings) -> list[Any]:
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """Something outside the configuration that was tried; `kind` is what scripts find it under."""
+
+    kind: Literal["database", "probes", "alerts"]
+    line: str
+    failed: bool
+    details: dict[str, Any]
+
+
+def _try_everything(settings: Settings) -> Iterator[_Tried]:
+    """Try what the configuration names, one after the other: any of them may take its time."""
+    if url := settings.database.url.get_secret_value():
+        from appliance.store.asking import ask  # noqa: PLC0415 - reading the configuration needs no database
+
+        answer = ask(url)
+        yield _Tried("database", answer.line, bool(answer.problem), asdict(answer))
     from appliance.export.buckets.probe import probe_all  # noqa: PLC0415 - reading the configuration needs no boto3
 
-    return list(probe_all(settings))
-
-
-def _test_alerts(settings: Settings) -> "list[Sent]":
-    from appliance.alerts.conditions import Alert  # noqa: PLC0415 - reading the configuration needs no alerts
+    for one in probe_all(settings):
+        yield _Tried("probes", one.line, bool(one.failures), asdict(one))
+    from appliance.alerts.conditions import Alert  # noqa: PLC0415 - nor alerts
     from appliance.alerts.sending import send  # noqa: PLC0415
 
     urls = [url.get_secret_value() for url in settings.alerts.urls]
-    return send(urls, Alert("a test", "Alerts come this way. Nothing is wrong.")) if urls else []
+    for sent in send(urls, Alert("a test", "Alerts come this way. Nothing is wrong.")) if urls else ():
+        yield _Tried("alerts", sent.line, bool(sent.problem), asdict(sent))
 
 
-def _failed(probes: list[Any], alerts: "list[Sent]") -> bool:
-    return any(probe.failures for probe in probes) or any(sent.problem for sent in alerts)
+def _for_scripts(tried: Sequence[_Tried]) -> dict[str, Any]:
+    """Return what was tried by kind. The embedded database is not: it is started when something needs it."""
+    found: dict[str, list[Any]] = {"database": [], "probes": [], "alerts": []}
+    for one in tried:
+        found[one.kind].append(one.details)
+    return {**found, "database": next(iter(found["database"]), None)}
 
 
 def _describe(settings: Settings) -> list[str]:
@@ -108,11 +124,23 @@ def _warnings(settings: Settings) -> list[str]:
     if not settings.admin.enabled:
         warnings.append("the admin page is off until admin.password or admin.token is set")
     warnings += _data_dir_warnings(settings.server.data_dir)
+    warnings += _missing_directories(settings)
     used = {name for export in settings.exports.values() for name in export.bucket_names}
     warnings += [f"no export uses [buckets.{name}]" for name in settings.buckets if name not in used]
     return warnings + [
         f'no export has the site "{site}": its events are kept here and go to no bucket'
         for site in settings.unexported_sites()
+    ]
+
+
+def _missing_directories(settings: Settings) -> list[str]:
+    """Warn of directories that exports do not make: one that is not mounted must not be filled on the local disk."""
+    return [
+        f"bucket {name}: {bucket.path} is not there: create or mount it, or nothing is exported to it"
+        for name, bucket in settings.buckets.items()
+        if isinstance(bucket, DirectoryBucket)
+        and not bucket.path.is_relative_to(settings.server.data_dir)
+        and not os.path.isdir(bucket.path)  # noqa: PTH112 - Path.is_dir raises where one may not look
     ]
 
 

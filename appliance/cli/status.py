@@ -64,13 +64,24 @@ def _sites(state: "Overview") -> "Table":
 
 def _jobs(state: "Overview") -> "Table":
     table = _table("Exports", "Job", "Waiting", "Exported", "Bucket", "Batches there", "Owed", "Last error")
+    stopped = _stopped(state)
     for job in state.jobs:
-        numbers = (job.job, str(job.waiting), str(job.exported))
+        numbers, why = (job.job, str(job.waiting), str(job.exported)), stopped.get(job.job, "")
         for bucket in job.buckets:
-            table.add_row(*numbers, bucket.bucket, str(bucket.delivered), str(bucket.pending), _trouble(bucket))
+            trouble = _trouble(bucket) or why
+            table.add_row(*numbers, bucket.bucket, str(bucket.delivered), str(bucket.pending), trouble)
         if not job.buckets:
-            table.add_row(*numbers, "", "", "", "")
+            table.add_row(*numbers, "", "", "", why)
     return table
+
+
+def _stopped(state: "Overview") -> dict[str, str]:
+    """Return why the last run of a job failed where no bucket has a delivery that could bear the reason."""
+    latest: dict[str, str] = {}
+    for run in state.runs:
+        latest.setdefault(run.job, run.message if run.outcome == "failed" else "")
+    blamed = {job.job for job in state.jobs if any(bucket.last_error for bucket in job.buckets)}
+    return {job: why for job, why in latest.items() if job not in blamed}
 
 
 def _runs(state: "Overview") -> "Table":

@@ -8,9 +8,12 @@ from typing import Any
 
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from appliance.config.sections import DirectoryBucket, Export
 from appliance.config.values import ALL_SITES
 
 _LOCAL = "local"
+# What nobody has written counts as a default, like that of any option.
+_NOT_WRITTEN: set[str] = set()
 
 
 def with_default_job(values: dict[str, Any]) -> dict[str, Any]:
@@ -21,8 +24,9 @@ def with_default_job(values: dict[str, Any]) -> dict[str, Any]:
     data_dir = server.get("data_dir", "/data") if isinstance(server, Mapping) else "/data"
     buckets = values.get("buckets", {})
     if isinstance(buckets, Mapping):
-        buckets = {_LOCAL: {"kind": "directory", "path": Path(str(data_dir)) / "export"}, **buckets}
-    return {**values, "buckets": buckets, "exports": {_LOCAL: {"client": _LOCAL}}}
+        path = (Path(str(data_dir)) / "export").absolute()
+        buckets = {_LOCAL: DirectoryBucket.model_construct(_NOT_WRITTEN, kind="directory", path=path), **buckets}
+    return {**values, "buckets": buckets, "exports": {_LOCAL: Export.model_construct(_NOT_WRITTEN, client=_LOCAL)}}
 
 
 def with_kinds(values: dict[str, Any]) -> dict[str, Any]:

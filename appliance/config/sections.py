@@ -1,5 +1,6 @@
 """The sections of config.toml with their options and defaults."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -94,6 +95,7 @@ class Site(_Section):
     ip: Literal["keep", "truncate", "drop"] = "keep"
 
 
+_NAME_AT_AWS = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 _WITHOUT_ROLES = frozenset({"r2", "b2", "gcs"})
 
 
@@ -135,6 +137,18 @@ class S3Bucket(_Section):
         if bool(self.access_key_id.get_secret_value()) != bool(self.secret_access_key.get_secret_value()):
             raise ValueError(
                 "set both access_key_id and secret_access_key, or neither (then AWS's usual chain is used)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _name_is_one_of_aws(self) -> "S3Bucket":
+        # Buckets of before 2018 may have other names, in AWS's oldest region alone.
+        if self.provider != "aws" or self.endpoint_url or self.region == "us-east-1":
+            return self
+        if not re.fullmatch(_NAME_AT_AWS, self.bucket):
+            raise ValueError(
+                f'bucket "{self.bucket}": at AWS a name has 3 to 63 small letters, digits, - and . (for an old one '
+                'with others set region = "us-east-1")'
             )
         return self
 

@@ -17,6 +17,14 @@ SITE_ID_PATTERN = r"[A-Za-z0-9._-]{1,100}"
 # As werkzeug writes them: method:parameters$salt$digest.
 PASSWORD_HASH = re.compile(r"(scrypt:\d+:\d+:\d+|pbkdf2:sha(1|256|512):\d+)\$[^$\s]+\$[0-9a-f]{40,128}")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# What cronsim says of a field, and what may be written there.
+_CRON_RANGES = {
+    "Bad minute": "0 to 59",
+    "Bad hour": "0 to 23",
+    "Bad day-of-month": "1 to 31, or L for the last",
+    "Bad month": "1 to 12, or jan to dec",
+    "Bad day-of-week": "0 to 7, or sun to sat",
+}
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _TAG_PATTERN = r"[\w +=.:/@-]"
 _NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,62}"
@@ -76,8 +84,10 @@ def _check_alert_url(value: SecretStr) -> SecretStr:
 def _secret_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the secret's file {path} cannot be read ({type(error).__name__})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the secret's file {path} is not written in UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"the secret's file {path} cannot be read: {error.strerror}") from error
 
 
 def check_bind(value: str) -> str:
@@ -96,6 +106,8 @@ def check_cron(value: str) -> str:
         next(CronSim(value, datetime.now(UTC)))
     except (CronSimError, StopIteration) as error:
         reason = str(error) or "it never comes"
+        if reason in _CRON_RANGES:
+            reason = f"{reason} ({_CRON_RANGES[reason]})"
         raise ValueError(f"not a cron line: {reason}") from error
     return value
 

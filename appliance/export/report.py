@@ -40,7 +40,11 @@ class Report:
             return "another run of this job is under way"
         if self.done_elsewhere:
             return "another appliance has run it"
-        done = [f"{self.row_count} events in {_batches(self.batches)} delivered"] if self.batches else []
+        done = (
+            [f"{counted(self.row_count, 'event', 'events')} in {_batches(self.batches)} delivered"]
+            if self.batches
+            else []
+        )
         done += [f"{_batches(number)} delivered to {bucket}" for bucket, number in self.partly.items()]
         waits = [f"nothing new was sealed: {writer}" for writer in self.blockers]
         waits += [f"bucket {name} failed and is left alone until {at:%H:%M:%S}" for name, at in self.resting.items()]

@@ -41,9 +41,15 @@ class Restored:
     def lines(self) -> list[str]:
         """What people are told."""
         batches = counted(self.batches, "batch", "batches")
-        brought = f"{self.rows} events of {batches} brought back from bucket {self.bucket}"
+        brought = f"{counted(self.rows, 'event', 'events')} of {batches} brought back from bucket {self.bucket}"
+        if not (self.batches or self.proven or self.damage):
+            brought = (
+                f"nothing to bring back: the ledger has every batch of bucket {self.bucket} "
+                "(to hold the bucket against it: appliance verify)"
+            )
         proven = f"{counted(self.proven, 'batch', 'batches')} of the ledger: proven in bucket {self.bucket} as well"
-        moved = f"{self.moved} events that were collected here meanwhile wait to be exported as before"
+        one, more = "event that was collected here meanwhile waits", "events that were collected here meanwhile wait"
+        moved = f"{counted(self.moved, one, more)} to be exported as before"
         return [
             *(f"damaged: {what}" for what in self.damage),
             *self.notes,
@@ -136,11 +142,6 @@ class Restore:
                     )
                 if not any(d.delivered and d.bucket == self._bucket.name for d in known.deliveries):
                     unproven.append(one)
-            if not (absent or unproven or ledger.restoring_from(conn) or self._outcome.damage):
-                raise RestoreError(
-                    f"nothing to bring back: the ledger has every batch of bucket {self._bucket.name} "
-                    "(to hold the bucket against it: appliance verify)"
-                )
         return absent, unproven
 
     def _note_gaps(self, found: Sequence[Described]) -> None:

@@ -1,17 +1,19 @@
 """Holding the buckets against the ledger: what is missing, altered, foreign or doubled there."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from appliance.errors import BucketError
+from appliance.errors import BatchChangedError, BucketError
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
+from appliance.export.delivery import bucket_ahead
 from appliance.export.means import Means, Progress, silent
 from appliance.export.redeliver import redeliver
 from appliance.store import ledger, marks
 from appliance.store.ledger import Batch, Key
 
+_MANIFEST = re.compile(r"(?P<sequence>\d{10})\.json")
 _PART = re.compile(r"(?P<job>.+)-(?P<sequence>\d{10})-(?P<part>\d{4,})\.[a-z.]+")
 
 
@@ -36,6 +38,14 @@ class Verdict:
     bytes: int
     findings: tuple[Finding, ...] = ()
     problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What stands in its bucket again, and what could not be repaired, each with its reason."""
+
+    repaired: tuple[Finding, ...]
+    left: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,7 @@ class Verification:
         self._means = means
         self._job = job
         self._progress = progress
+        self._sequences: set[int] = set()
         self._objects = 0
         self._bytes = 0
         self._findings: list[Finding] = []
@@ -72,6 +83,7 @@ class Verification:
     def run(self) -> Verdict:
         """Read every object of every bucket of the job."""
         batches = self._load()
+        self._sequences = {batch.key.sequence for batch in batches}
         self._check_chain(batches)
         self._check_rows(batches)
         for name, expected in self._by_bucket(batches).items():
@@ -128,7 +140,7 @@ class Verification:
     # -- a bucket -----------------------------------------------------------------------------------------------------
 
     def _by_bucket(self, batches: list[Batch]) -> Mapping[str, _Bucket]:
-        found: dict[str, _Bucket] = {}
+        found = self._configured()
         for batch in batches:
             with self._means.db.connection() as conn:
                 objects = ledger.objects(conn, batch.key)
@@ -143,18 +155,41 @@ class Verification:
                         bucket.perhaps.add(whole)
         return found
 
+    def _configured(self) -> dict[str, _Bucket]:
+        """Return the buckets that the job has now: a ledger that was lost names none, and they may be full."""
+        export = self._means.settings.exports.get(self._job)
+        names = export.bucket_names if export else ()
+        return {name: _Bucket(prefixes={self._means.settings.buckets[name].prefix}) for name in names}
+
     def _check_bucket(self, bucket: Bucket, known: _Bucket) -> None:
         standing = dict(self._standing(bucket, known.prefixes))
+        if not self._sequences:
+            self._check_not_ahead(bucket, known.prefixes, standing.keys() - self._sealed_meanwhile(standing))
         for number, (key, expected) in enumerate(known.expected.items()):
             self._means.stop_here_if_told()
             self._progress(number, len(known.expected), f"{bucket.name}: {key}")
             self._check_object(bucket, key, expected, standing.get(key))
         names = {_name(key) for key in known.expected}
-        for key in sorted(standing.keys() - known.expected.keys() - known.perhaps):
+        unknown = standing.keys() - known.expected.keys() - known.perhaps
+        for key in sorted(unknown - self._sealed_meanwhile(unknown)):
             if _name(key) in names:
                 self._note("doubled", bucket.name, key, "the same part of this batch stands at another key too")
             else:
                 self._note("foreign", bucket.name, key, "the ledger knows no such object of this job")
+
+    def _check_not_ahead(self, bucket: Bucket, prefixes: set[str], keys: set[str]) -> None:
+        """Raise BucketAheadError where batches stand of which this ledger has not one: the database was lost."""
+        for prefix in sorted(prefixes):
+            folder = buckets.join(prefix, f"{manifest.FOLDER}/{self._job}/")
+            found = [sequence for key in keys if key.startswith(folder) and (sequence := _sequence_of(key)) is not None]
+            if found:
+                raise bucket_ahead(bucket.name, prefix, Key(self._job, min(found)))
+
+    def _sealed_meanwhile(self, keys: Iterable[str]) -> set[str]:
+        """Return those that belong to batches which a run has sealed since the ledger was read."""
+        with self._means.db.connection() as conn:
+            sequences = {key.sequence for key in ledger.batches(conn, self._job)} - self._sequences
+        return {key for key in keys if _sequence_of(key) in sequences}
 
     def _standing(self, bucket: Bucket, prefixes: set[str]) -> Iterator[tuple[str, int]]:
         """List what bears the job's name. Jobs may share a prefix, and others may keep their own things there."""
@@ -178,18 +213,28 @@ class Verification:
             self._note("altered", bucket.name, key, "other bytes stand there than were delivered")
 
 
-def repair(means: Means, verdict: Verdict) -> list[str]:
-    """Deliver again what is missing, from the table or from the other bucket; return what could not be repaired.
+def repair(means: Means, verdict: Verdict) -> Repair:
+    """Deliver again what is missing, from the table or from the other bucket.
 
     What is altered or foreign is left alone: nothing in a bucket is ever written over.
     """
-    left = [
-        f"{finding.bucket}: {finding.key}: {finding.what}" for finding in verdict.findings if finding.kind != "missing"
-    ]
-    damaged = sorted({(_key_of(f), f.bucket) for f in verdict.findings if f.kind == "missing"})
-    for sequence, bucket in damaged:
-        left += redeliver(means, Key(verdict.job, sequence), [bucket]).problems
-    return left
+    missing = [finding for finding in verdict.findings if finding.kind == "missing"]
+    left = [f"{one.bucket}: {one.key}: {one.what}" for one in verdict.findings if one.kind != "missing"]
+    repaired: list[Finding] = []
+    for sequence, bucket in sorted({(_batch_of(one), one.bucket) for one in missing}):
+        problems = _deliver_again(means, Key(verdict.job, sequence), bucket)
+        left += problems
+        if not problems:
+            repaired += [one for one in missing if (_batch_of(one), one.bucket) == (sequence, bucket)]
+    return Repair(tuple(repaired), tuple(left))
+
+
+def _deliver_again(means: Means, key: Key, bucket: str) -> list[str]:
+    """Return why it could not be done; one batch that cannot be made again must not keep the others from it."""
+    try:
+        return redeliver(means, key, [bucket]).problems
+    except (BatchChangedError, BucketError) as error:
+        return [str(error)]
 
 
 def _objects_of(batch: Batch, objects: list[ledger.ObjectRecord]) -> Iterator[tuple[str, _Expected]]:
@@ -200,10 +245,16 @@ def _objects_of(batch: Batch, objects: list[ledger.ObjectRecord]) -> Iterator[tu
         yield manifest.manifest_key(batch.key), _Expected(batch.key, len(text), manifest.digest(text))
 
 
-def _key_of(finding: Finding) -> int:
-    """Return the sequence of the batch that a key belongs to."""
-    match = _PART.fullmatch(_name(finding.key))
-    return int(match["sequence"]) if match else int(_name(finding.key).removesuffix(".json"))
+def _batch_of(finding: Finding) -> int:
+    sequence = _sequence_of(finding.key)
+    assert sequence is not None  # noqa: S101 - what is missing has a name that we gave it
+    return sequence
+
+
+def _sequence_of(key: str) -> int | None:
+    """Return the sequence of the batch that a key belongs to; None where its name is nobody's."""
+    match = _PART.fullmatch(_name(key)) or _MANIFEST.fullmatch(_name(key))
+    return int(match["sequence"]) if match else None
 
 
 def _name(key: str) -> str:

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import psycopg
@@ -17,6 +17,7 @@ from appliance.store.programs import binary
 log = logging.getLogger(__name__)
 
 _SHOWN_CHARS = 500
+_LOOK_SECONDS = 0.2
 _MUST_HAVE_TLS = frozenset({"require", "verify-ca", "verify-full"})
 # What pg_restore writes.
 _ROWS_FOLLOW = b" FROM stdin;\n"
@@ -24,17 +25,18 @@ _ROWS_END = b"\\.\n"
 _UNKNOWN_BEFORE_17 = b"SET transaction_timeout = 0;\n"
 
 
-def dump(conninfo: str, file: Path) -> None:
+def dump(conninfo: str, file: Path, *, tell: Callable[[int], None] = lambda _size: None) -> None:
     """Write a backup of the database as it is at this moment; nothing else waits for it.
 
-    The file appears whole or not at all, readable by this user only. Raises BackupError.
+    `tell` is told now and then how many bytes have been written. The file appears whole or not at all, readable by this
+    user only. Raises BackupError.
     """
     if file.exists():
         raise BackupError(f"{file} is there already: choose another name")
     unfinished = file.with_name(f"{file.name}.unfinished")
     try:
         unfinished.touch(mode=0o600)
-        _dump(conninfo, "--format", "custom", "--no-owner", "--no-privileges", "--file", str(unfinished))
+        _dump(conninfo, unfinished, tell)
         _sync(unfinished)
         # A link does not replace what has come there meanwhile.
         os.link(unfinished, file)
@@ -56,10 +58,11 @@ def check_empty(conn: Connection) -> None:
             )
 
 
-def load(conn: Connection, file: Path) -> None:
+def load(conn: Connection, file: Path, *, tell: Callable[[int], None]) -> None:
     """Replace what is in the database by a backup, within the caller's transaction. Raises BackupError.
 
-    pg_restore only reads the file: it speaks no TLS, and tells an older server what only its own version knows.
+    `tell` is told now and then how many bytes have been read. pg_restore only reads the file: it speaks no TLS, and
+    tells an older server what only its own version knows.
     """
     if not os.access(file, os.R_OK):
         raise BackupError(f"{file} is not there, or cannot be read by this user")
@@ -78,7 +81,7 @@ def load(conn: Connection, file: Path) -> None:
     ):
         assert restore.stdout is not None  # noqa: S101 - it is a pipe
         try:
-            _replay(conn, restore.stdout)
+            _replay(conn, _told(restore.stdout, tell))
         except psycopg.Error as error:
             raise BackupError(f"{file} cannot be restored: {first_line(error)}") from error
         if restore.wait() != 0:
@@ -100,6 +103,14 @@ def _replay(conn: Connection, script: Iterable[bytes]) -> None:
     conn.execute(b"".join(statements))
 
 
+def _told(lines: Iterable[bytes], tell: Callable[[int], None]) -> Iterator[bytes]:
+    size = 0
+    for line in lines:
+        yield line
+        size += len(line)
+        tell(size)
+
+
 def _for_now(line: bytes) -> bytes:
     """Let settings end with the transaction: they must not stay with a connection that others get."""
     if line.startswith(b"SELECT pg_catalog.set_config("):
@@ -116,13 +127,34 @@ def _copy(conn: Connection, statement: bytes, lines: Iterator[bytes]) -> None:
         raise BackupError("the backup is cut off")
 
 
-def _dump(conninfo: str, *words: str) -> None:
+def _dump(conninfo: str, file: Path, tell: Callable[[int], None]) -> None:
     parameters = psycopg.conninfo.conninfo_to_dict(conninfo)
     environment = {**os.environ, **_variables(parameters)}
-    command = [_pg_dump_for(parameters), "--no-password", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603 - PostgreSQL's own
-    if done.returncode != 0:
-        raise BackupError(f"pg_dump failed: {done.stderr.strip()[:_SHOWN_CHARS]}")
+    words = ("--no-password", "--format", "custom", "--no-owner", "--no-privileges", "--file", str(file))
+    command = [_pg_dump_for(parameters), *words]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=complaints) as process,  # noqa: S603 - PostgreSQL's own
+    ):
+        try:
+            while not _ended(process):
+                tell(file.stat().st_size)
+        except BaseException:
+            # Whoever stops this must not have to wait until all is written.
+            process.kill()
+            raise
+        if process.returncode != 0:
+            complaints.seek(0)
+            raise BackupError(f"pg_dump failed: {complaints.read().decode(errors='replace').strip()[:_SHOWN_CHARS]}")
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    """Wait for a moment; return whether the process has come to its end."""
+    try:
+        process.wait(_LOOK_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _pg_dump_for(parameters: Mapping[str, object]) -> str:

@@ -33,6 +33,7 @@ from appliance.store.programs import (
     make_private,
     postmaster_of,
     run_program,
+    was_shut_down,
     write_admission,
 )
 from appliance.store.recovering import refuses_for_now
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 _SOCKET = ".s.PGSQL.5432"
 _MAX_SOCKET_DIR_CHARS = 107 - len(f"/{_SOCKET}")
 _SAY_EVERY_SECONDS = 10.0
+# Mostly it takes a moment: nobody needs to hear of that.
+_SILENT_SECONDS = 3.0
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -81,6 +84,7 @@ class EmbeddedPostgres:
         self._data_dir = data_dir.resolve()
         self.cluster = self._data_dir / "postgres"
         self.socket_dir = _socket_dir(self._data_dir)
+        self.lock_path = self._data_dir / "postgres.lock"
         self.upgrade = Upgrade(self._data_dir)
         self._overrides = overrides or {}
         self._lock: IO[str] | None = None
@@ -91,6 +95,12 @@ class EmbeddedPostgres:
         """How the appliance connects to it."""
         return psycopg.conninfo.make_conninfo(host=str(self.socket_dir), user=ROLE, dbname=DATABASE)
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a database in the data directory; `start` makes one where there is none."""
+        # An upgrade that was killed may lack its last step, which puts the new one in place.
+        return version_of(self.cluster) is not None or self.upgrade.needed
+
     # -- ownership ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> bool:
@@ -98,7 +108,7 @@ class EmbeddedPostgres:
 
         The lock ends with its holder, also when that is killed.
         """
-        lock = lock_file(self._data_dir, "postgres.lock")
+        lock = lock_file(self._data_dir, self.lock_path.name)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -168,13 +178,13 @@ class EmbeddedPostgres:
         Raises StartError when it does not in time.
         """
         deadline = time.monotonic() + timeout_seconds
+        silent_until = time.monotonic() + _SILENT_SECONDS
         seldom = Seldom(seconds=_SAY_EVERY_SECONDS)
         while (error := self._refusal()) is not None:
-            busy = self._busy_with()
-            if busy:
+            if self._is_busy():
                 deadline = time.monotonic() + timeout_seconds
-                if seldom.due():
-                    log.info("PostgreSQL %s, waiting for it", busy)
+                if time.monotonic() > silent_until and seldom.due():
+                    log.info("PostgreSQL %s, waiting for it", self._busy_with())
             died = self._process is not None and self._process.poll() is not None
             if died or time.monotonic() > deadline:
                 raise StartError(f"the embedded PostgreSQL does not start; {self.where_it_says_why()}") from error
@@ -187,11 +197,15 @@ class EmbeddedPostgres:
             return error
         return None
 
+    def _is_busy(self) -> bool:
+        """Return whether something takes its time; else it should be ready by now."""
+        return self.upgrade.under_way or refuses_for_now(self.conninfo)
+
     def _busy_with(self) -> str:
-        """Say what takes its time; nothing where it should be ready by now."""
+        """Say what takes its time."""
         if self.upgrade.under_way:
             return "is being upgraded"
-        return "is recovering" if refuses_for_now(self.conninfo) else ""
+        return "is starting" if was_shut_down(self.cluster) else "is recovering"
 
     def where_it_says_why(self) -> str:
         """Tell where to read why it ended: its first words if there are any, else its log."""
@@ -259,6 +273,10 @@ def lock_file(data_dir: Path, name: str) -> IO[str]:
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         return (data_dir / name).open("w")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StartError(
+            f"the data directory {data_dir} is a file, or lies below one: set server.data_dir to a directory"
+        ) from error
     except OSError as error:
         raise StartError(
             f"the data directory {data_dir} cannot be used ({error.strerror}): "

@@ -4,6 +4,8 @@ By COPY over two connections and not by pg_dump: the programs out of the wheel s
 an older server does not read.
 """
 
+from collections.abc import Callable, Iterator
+
 from psycopg import sql
 
 from appliance.errors import BackupError
@@ -29,10 +31,10 @@ TABLES = (
 _NUMBERED = ("events_log", "quarantine", "export_runs")
 
 
-def copy_everything(source: Connection, target: Connection) -> None:
+def copy_everything(source: Connection, target: Connection, *, tell: Callable[[int], None]) -> None:
     """Copy all of the source into the target, whose tables are there and hold nothing. The caller commits.
 
-    Raises BackupError where less arrived than was sent.
+    `tell` is told now and then how many bytes have been copied. Raises BackupError where less arrived than was sent.
     """
     # One picture of all tables, should anybody still write.
     source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -41,14 +43,18 @@ def copy_everything(source: Connection, target: Connection) -> None:
     target.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(map(sql.Identifier, TABLES))))
     # What it counts is copied too.
     target.execute("ALTER TABLE events_log DISABLE TRIGGER USER")
+    copied = 0
     for table in TABLES:
-        _copy_table(source, target, table)
+        for size in _copy_table(source, target, table):
+            copied += size
+            tell(copied)
     target.execute("ALTER TABLE events_log ENABLE TRIGGER USER")
     for table in _NUMBERED:
         _copy_numbering(source, target, table)
 
 
-def _copy_table(source: Connection, target: Connection, table: str) -> None:
+def _copy_table(source: Connection, target: Connection, table: str) -> Iterator[int]:
+    """Copy one table, and yield the size of each piece that has gone."""
     # By name: steps of migrations put columns at the end, where schema.sql has them in their place.
     columns = sql.SQL(", ").join(map(sql.Identifier, _columns(source, table)))
     named = sql.SQL("{} ({})").format(sql.Identifier(table), columns)
@@ -59,6 +65,7 @@ def _copy_table(source: Connection, target: Connection, table: str) -> None:
         with sending.copy(read) as rows, receiving.copy(write) as copy:
             for piece in rows:
                 copy.write(piece)
+                yield len(piece)
         if sending.rowcount != receiving.rowcount:
             raise BackupError(f"{table}: {sending.rowcount} rows were sent, {receiving.rowcount} arrived")
 

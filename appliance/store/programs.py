@@ -125,6 +125,15 @@ def postmaster_of(cluster: Path) -> int | None:
     return pid if same else None
 
 
+def was_shut_down(cluster: Path) -> bool:
+    """Return whether the server of a cluster ended in good order when it last ended: it has nothing to recover.
+
+    While one starts, this is still the state that the last one left. It is no longer true of one that is ready.
+    """
+    control = " ".join(run_program([str(binary("pg_controldata")), "-D", str(cluster)]).split())
+    return "Database cluster state: shut down pg_control" in control
+
+
 def sync_directory(directory: Path) -> None:
     """Make sure that renamed files are found under their new names after a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)

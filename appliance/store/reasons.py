@@ -22,6 +22,11 @@ _ADVICE = (
     ("server is in hot standby mode", READ_ONLY),
     ("password authentication failed", "correct the user and the password in database.url"),
     ("no password supplied", "write the password into database.url"),
+    # Of a server at a socket libpq says other words: the embedded one has no address that anybody could correct.
+    ("accepting TCP/IP connections?", "start that server, or correct host and port in database.url"),
+    ("could not translate host name", "correct the host in database.url"),
+    ("failed to resolve host", "correct the host in database.url"),
+    ('" does not exist', "create it, or correct its name in database.url"),
 )
 
 

@@ -112,7 +112,7 @@ def does_its_job(box: Box) -> str:
     require(status == 200, f"an event was answered {status}: {text}")
     require("sendBeacon" in box.ask("GET", "/tracking.js")[1], "tracking.js is not served")
     exported = box.execute("appliance", "export")
-    require(exported.count("1 events in 1 batch delivered") == 2, f"the export said: {exported}")
+    require(exported.count("1 event in 1 batch delivered") == 2, f"the export said: {exported}")
     require("Exports" in box.execute("appliance", "status"), "appliance status shows no exports")
     words = box.engine.command("inspect", "--format", "{{json .Config.Healthcheck.Test}}", box.name)
     require(words.strip() == '["CMD","appliance","healthcheck"]', f"its health check is {words}")
