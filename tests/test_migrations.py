@@ -1,10 +1,8 @@
 """The schema: made on an empty database, left alone on a current one, and never run on a newer one."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -32,16 +30,6 @@ SPECIFIED = [
     ("created_at", "timestamp with time zone", "YES"),
     ("exported_at", "timestamp with time zone", "YES"),
 ]
-
-
-@pytest.fixture
-def empty(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """A database with nothing in it."""
-    name = f"empty_{uuid4().hex}"
-    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        yield psycopg.conninfo.make_conninfo(postgres.conninfo, dbname=name)
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def run(conninfo: str) -> None:

@@ -43,15 +43,16 @@ def restore_backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
     from appliance.store import dumps  # noqa: PLC0415
     from appliance.store.attach import attached  # noqa: PLC0415
     from appliance.store.events import newest_id  # noqa: PLC0415
-    from appliance.store.migrations import migrate  # noqa: PLC0415
 
-    with server.lock_data_dir(settings.server.data_dir), attached(settings) as db:
-        with db.connection() as conn:
-            dumps.check_empty(conn)
-            dumps.load(conn, backup)
-        with db.connection() as conn:
-            migrate(conn)
-            events = newest_id(conn)
+    dumps.check_version(backup)
+    with (
+        server.lock_data_dir(settings.server.data_dir),
+        attached(settings) as db,
+        db.connection() as conn,
+    ):
+        dumps.check_empty(conn)
+        dumps.load(conn, backup)
+        events = newest_id(conn)
     if as_json:
         print_json({"file": backup, "newest_id": events})
     else:

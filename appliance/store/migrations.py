@@ -24,19 +24,29 @@ def migrate(conn: Connection) -> None:
     with conn.transaction():
         # What another process did while this one waited for the lock must be seen, whatever the database's default.
         conn.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
-        version = current_version(conn)
-        if version is None:
-            conn.execute(read_resource("schema.sql"))
-            conn.execute("INSERT INTO installation (schema_version) VALUES (%s)", (SCHEMA_VERSION,))
-            return
-        if version > SCHEMA_VERSION:
-            raise SchemaError(
-                f"the database has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: "
-                "run the newer version that made it"
-            )
-        for step in range(version + 1, SCHEMA_VERSION + 1):
-            _run_step(conn, step)
+        take_turn(conn)
+        bring_up_to_date(conn)
+
+
+def take_turn(conn: Connection) -> None:
+    """Wait until nobody else changes the schema, and keep them off until the transaction ends."""
+    conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
+
+
+def bring_up_to_date(conn: Connection) -> None:
+    """Make the schema current within the transaction of a caller whose turn it is. Raises SchemaError."""
+    version = current_version(conn)
+    if version is None:
+        conn.execute(read_resource("schema.sql"))
+        conn.execute("INSERT INTO installation (schema_version) VALUES (%s)", (SCHEMA_VERSION,))
+        return
+    if version > SCHEMA_VERSION:
+        raise SchemaError(
+            f"the database has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: "
+            "run the newer version that made it"
+        )
+    for step in range(version + 1, SCHEMA_VERSION + 1):
+        _run_step(conn, step)
 
 
 def current_version(conn: Connection) -> int | None:
