@@ -1,5 +1,6 @@
 """The schema: made on an empty database, left alone on a current one, and never run on a newer one."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from catalog import described
+from conftest import Appliance
 
 from appliance.errors import SchemaError
 from appliance.resources import read_resource
@@ -204,3 +206,49 @@ def test_an_older_database_takes_each_step_in_order_and_all_or_none(
     with psycopg.connect(empty) as conn:
         assert current_version(conn) == second
         assert conn.execute("SELECT n FROM steps ORDER BY n").fetchall() == [(1,), (2,)]
+
+
+def make_older(conn: psycopg.Connection[Any]) -> None:
+    """Undo the last step."""
+    conn.execute("ALTER TABLE export_runs DROP COLUMN due")
+    conn.execute("UPDATE installation SET schema_version = schema_version - 1")
+
+
+OLDER = (
+    f"appliance: the database has schema {SCHEMA_VERSION - 1}, this version of the appliance knows {SCHEMA_VERSION}: "
+    "start the appliance of this version first, which brings it up to date, or use the version that runs on it\n"
+)
+COMMANDS = [["status"], ["export"], ["verify"], ["restore", "local"], ["backup", "all.dump"]]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_leaves_the_older_schema_of_an_appliance_that_may_run_alone(
+    appliance: Callable[..., Appliance], conninfo: str, conn: psycopg.Connection[Any], words: list[str]
+) -> None:
+    make_older(conn)
+    before = described(conninfo)
+    done = appliance(database={"url": conninfo}).run(*words, check=False)
+    assert (done.returncode, done.stderr) == (1, OLDER)
+    assert described(conninfo) == before
+    assert current_version(conn) == SCHEMA_VERSION - 1
+
+
+def test_serve_brings_an_older_schema_up_to_date_and_then_commands_work(
+    appliance: Callable[..., Appliance], conninfo: str, conn: psycopg.Connection[Any]
+) -> None:
+    make_older(conn)
+    box = appliance(database={"url": conninfo}).start()
+    assert current_version(conn) == SCHEMA_VERSION
+    box.run("status")
+
+
+def test_a_command_brings_an_embedded_database_up_to_date_only_while_no_appliance_runs(
+    appliance: Callable[..., Appliance],
+) -> None:
+    box = appliance().start()
+    with psycopg.connect(EmbeddedPostgres(box.data_dir).conninfo) as conn:
+        make_older(conn)
+    assert box.run("status", check=False).stderr == OLDER
+    assert box.stop() == 0
+    box.run("status")
+    assert box.start().run("status").returncode == 0

@@ -47,7 +47,7 @@ def restore_backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
     dumps.check_version(backup)
     with (
         server.lock_data_dir(settings.server.data_dir),
-        attached(settings) as db,
+        attached(settings, alone=True) as db,
         db.connection() as conn,
     ):
         dumps.check_empty(conn)
@@ -83,8 +83,8 @@ def move(new: Path, file: Path | None, *, as_json: bool) -> None:
 
     with (
         server.lock_data_dir(old_settings.server.data_dir),
-        attached(old_settings) as source,
-        attached(new_settings) as target,
+        attached(old_settings, alone=True) as source,
+        attached(new_settings, alone=True) as target,
         source.connection() as sending,
         target.connection() as receiving,
     ):

@@ -25,26 +25,31 @@ def conninfo_of(settings: Settings) -> str:
 
 
 @contextmanager
-def attached(settings: Settings) -> Iterator[Database]:
+def attached(settings: Settings, *, alone: bool = False) -> Iterator[Database]:
     """Lend a command the database, with its schema current.
 
     The embedded one is started for the command and stopped after it, unless an appliance runs it already.
+
+    An older schema is brought up to date only where no appliance of that version can be running on it, which would
+    refuse it at its next start: where the database was started here, and where the caller is `alone` with it. Raises
+    SchemaError elsewhere.
     """
-    with _running(settings), Database(conninfo_of(settings)) as db:
+    with _running(settings) as started, Database(conninfo_of(settings)) as db:
         with db.connection() as conn:
-            migrate(conn)
+            migrate(conn, alone=alone or started)
         yield db
 
 
 @contextmanager
-def _running(settings: Settings) -> Iterator[None]:
+def _running(settings: Settings) -> Iterator[bool]:
+    """Keep it running meanwhile; yields whether it was started for that."""
     if settings.database.url.get_secret_value():
-        yield
+        yield False
         return
     postgres = EmbeddedPostgres(settings.server.data_dir)
     if not postgres.acquire():
         postgres.wait_ready()
-        yield
+        yield False
         return
     try:
         if postgres.upgrade.needed:
@@ -52,7 +57,7 @@ def _running(settings: Settings) -> Iterator[None]:
         pid = postgres.start()
         try:
             postgres.wait_ready()
-            yield
+            yield True
         finally:
             postgres.stop(pid)
             postgres.wait_stopped()

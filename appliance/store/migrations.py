@@ -16,16 +16,29 @@ _STEPS = Path(__file__).parent / "migrations"
 _LOCK_KEY = 7_217_001
 
 
-def migrate(conn: Connection) -> None:
+def migrate(conn: Connection, *, alone: bool = True) -> None:
     """Make the schema current, in one transaction. Does nothing when it is.
 
-    Raises SchemaError when the database was made by a newer version.
+    Unless the caller is `alone` with the database, an older schema is left to the appliance that runs on it.
+
+    Raises SchemaError when the database was made by a newer version, or is to be left alone.
     """
     with conn.transaction():
         # What another process did while this one waited for the lock must be seen, whatever the database's default.
         conn.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         take_turn(conn)
+        if not alone:
+            _check_not_older(conn)
         bring_up_to_date(conn)
+
+
+def _check_not_older(conn: Connection) -> None:
+    version = current_version(conn)
+    if version is not None and version < SCHEMA_VERSION:
+        raise SchemaError(
+            f"the database has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: start the "
+            "appliance of this version first, which brings it up to date, or use the version that runs on it"
+        )
 
 
 def take_turn(conn: Connection) -> None:
