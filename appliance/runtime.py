@@ -35,7 +35,7 @@ from appliance.export.report import Report
 from appliance.export.scheduler import Scheduler
 from appliance.export.verify import Verdict
 from appliance.log import request_id
-from appliance.store import counters
+from appliance.store import counters, versions
 from appliance.store.attach import conninfo_of
 from appliance.store.database import Database
 from appliance.store.migrations import migrate
@@ -77,6 +77,7 @@ class Runtime:
         """What the web server counts; it says how to ask it."""
         embedded = not settings.database.url.get_secret_value()
         self._upgrade = Upgrade(settings.server.data_dir.resolve()) if embedded else None
+        self._doubt = ""
         self._preparation = Preparation(self.db, self._prepare, then=self._work, stopping=self.stopping)
 
     def start(self) -> None:
@@ -187,12 +188,15 @@ class Runtime:
         """Bring the database's schema up to date. A round that fails is begun again, so its last step is the last."""
         with self.db.connection(wait_seconds=1) as conn:
             migrate(conn)
+            self._doubt = versions.doubt(conn)
             self.admission.remember_sites(counters.site_ids(conn))
         self._exporter.sync_coverage()
         self.inbox.use_database()
 
     def _work(self) -> None:
         """Let everything else begin that works with the database."""
+        if self._doubt:
+            log.warning(self._doubt)
         self.refusals.start()
         self._scheduler.start()
         log.info("ready")

@@ -8,6 +8,7 @@ from pathlib import Path
 from appliance.errors import SchemaError
 from appliance.resources import read_resource
 from appliance.store.database import Connection, fetch_value
+from appliance.store.versions import check_server
 
 SCHEMA_VERSION = 9
 
@@ -21,11 +22,12 @@ def migrate(conn: Connection, *, alone: bool = True) -> None:
 
     Unless the caller is `alone` with the database, an older schema is left to the appliance that runs on it.
 
-    Raises SchemaError when the database was made by a newer version, or is to be left alone.
+    Raises SchemaError when the database was made by a newer version, is to be left alone, or the server is too old.
     """
     with conn.transaction():
         # What another process did while this one waited for the lock must be seen, whatever the database's default.
         conn.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        check_server(conn)
         take_turn(conn)
         if not alone:
             _check_not_older(conn)
