@@ -144,6 +144,8 @@ class Runtime:
             notes.append(f"{self.spool.used_bytes} bytes of events wait in the spool for the database")
         if self._upgrade is not None and self._upgrade.under_way:
             notes.append("PostgreSQL is being upgraded")
+        elif self._upgrade is not None and self._upgrade.has_failed:
+            notes.append("the upgrade of PostgreSQL has failed and is tried again later: the log says why")
         notes += self._refusals() or self._unready()
         return notes
 
