@@ -31,7 +31,7 @@ class DatabaseUnavailableError(ApplianceError):
 
 
 class SchemaError(ApplianceError):
-    """The database holds a schema that this version cannot work with."""
+    """The database holds a schema, or is a PostgreSQL, that this version cannot work with."""
 
 
 class BackupError(ApplianceError):

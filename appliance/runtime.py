@@ -27,7 +27,6 @@ from appliance.collect.refusals import Refusals
 from appliance.collect.spool import Spool
 from appliance.collect.tallies import RequestTally
 from appliance.config import Settings
-from appliance.errors import ApplianceError, DatabaseUnavailableError
 from appliance.export.buckets.probe import Probe
 from appliance.export.errands import Errands
 from appliance.export.job import Exporter
@@ -35,11 +34,12 @@ from appliance.export.process import probe_apart, run_apart, verify_apart
 from appliance.export.report import Report
 from appliance.export.scheduler import Scheduler
 from appliance.export.verify import Verdict
-from appliance.log import Seldom, request_id
-from appliance.store import counters
+from appliance.log import request_id
+from appliance.store import counters, versions
 from appliance.store.attach import conninfo_of
 from appliance.store.database import Database
 from appliance.store.migrations import migrate
+from appliance.store.preparing import Preparation
 from appliance.store.upgrading import Upgrade
 from appliance.wire.figures import WebFigures
 
@@ -51,8 +51,6 @@ log = logging.getLogger(__name__)
 # Of the ten seconds that `docker stop` gives, PostgreSQL needs some too (server.py).
 EXPORT_STOP_SECONDS = 4.0
 _ALERT_STOP_SECONDS = 1.0
-_PREPARE_EVERY_SECONDS = 0.5
-_SAY_EVERY_SECONDS = 30.0
 _SESSION_HOURS = 12
 _SPOOL_NEARLY_FULL = 0.9
 _SERVER_ERROR = 500
@@ -79,7 +77,8 @@ class Runtime:
         """What the web server counts; it says how to ask it."""
         embedded = not settings.database.url.get_secret_value()
         self._upgrade = Upgrade(settings.server.data_dir.resolve()) if embedded else None
-        self._preparer = threading.Thread(target=self._prepare, name="prepare", daemon=True)
+        self._doubt = ""
+        self._preparation = Preparation(self.db, self._prepare, then=self._work, stopping=self.stopping)
 
     def start(self) -> None:
         """Open everything. The database may come later: until then events go to the spool. Raises StartError."""
@@ -87,8 +86,7 @@ class Runtime:
             log.warning(ANY_SITE)
         self.inbox.start()
         self.db.open()
-        self.refusals.start()
-        self._preparer.start()
+        self._preparation.start()
         self.watch.start()
 
     def stop(self) -> None:
@@ -130,6 +128,8 @@ class Runtime:
         problems = []
         if self.inbox.database_away and self.spool.used_bytes > self.spool.max_bytes * _SPOOL_NEARLY_FULL:
             problems.append("the database is away and the spool is nearly full")
+            # Where there is a problem nobody is told of notes.
+            problems += self._refusals()
         if self.room().disk_free < self.settings.health.min_free_disk_bytes:
             problems.append("the disk of the data directory is nearly full")
         if self.watch.late_jobs:
@@ -144,10 +144,22 @@ class Runtime:
             notes.append(f"{self.spool.used_bytes} bytes of events wait in the spool for the database")
         if self._upgrade is not None and self._upgrade.under_way:
             notes.append("PostgreSQL is being upgraded")
-        if not self._scheduler.alive:
-            preparing = self._preparer.is_alive()
-            notes.append("the database is being prepared" if preparing else "the scheduler does not run")
+        elif self._upgrade is not None and self._upgrade.has_failed:
+            notes.append("the upgrade of PostgreSQL has failed and is tried again later: the log says why")
+        notes += self._refusals() or self._unready()
         return notes
+
+    def refusal(self) -> str:
+        """Return why a database that answers is not used; empty where it is, or where it does not answer."""
+        return self._preparation.refusal
+
+    def _refusals(self) -> list[str]:
+        return [self.refusal()] if self.refusal() else []
+
+    def _unready(self) -> list[str]:
+        if self._scheduler.alive:
+            return []
+        return ["the database is being prepared" if self._preparation.under_way else "the scheduler does not run"]
 
     def web_figures(self) -> WebFigures | None:
         """Return what the web server counts; None where nobody has said how to ask it."""
@@ -172,32 +184,24 @@ class Runtime:
 
     def warnings(self) -> list[str]:
         """Say to the admin what the notes say, and what is wrong with the configuration as traffic shows."""
-        return [*self.problems(), *self.notes(), *self.admission.warnings()]
+        return list(dict.fromkeys([*self.problems(), *self.notes(), *self.admission.warnings()]))
 
     def _prepare(self) -> None:
-        """Wait for the database, bring its schema up to date, then let the scheduler run."""
-        seldom = Seldom(seconds=_SAY_EVERY_SECONDS)
-        while not self.stopping.is_set():
-            try:
-                with self.db.connection(wait_seconds=1) as conn:
-                    migrate(conn)
-                    self.admission.remember_sites(counters.site_ids(conn))
-                self._exporter.sync_coverage()
-                # The last step: a round that fails is begun again.
-                self.inbox.use_database()
-                break
-            except DatabaseUnavailableError as error:
-                if seldom.due():
-                    log.info("waiting for the database: %s", self.db.why_away(str(error)))
-            except ApplianceError as error:
-                log.error("%s", error)  # noqa: TRY400 - the message says it all
-                return
-            except Exception:
-                log.exception("the database could not be prepared")
-            self.stopping.wait(_PREPARE_EVERY_SECONDS)
-        if not self.stopping.is_set():
-            self._scheduler.start()
-            log.info("ready")
+        """Bring the database's schema up to date. A round that fails is begun again, so its last step is the last."""
+        with self.db.connection(wait_seconds=1) as conn:
+            migrate(conn)
+            self._doubt = versions.doubt(conn)
+            self.admission.remember_sites(counters.site_ids(conn))
+        self._exporter.sync_coverage()
+        self.inbox.use_database()
+
+    def _work(self) -> None:
+        """Let everything else begin that works with the database."""
+        if self._doubt:
+            log.warning(self._doubt)
+        self.refusals.start()
+        self._scheduler.start()
+        log.info("ready")
 
 
 def create_app(runtime: Runtime) -> Flask:

@@ -47,6 +47,9 @@ _UPGRADE_STOP_SECONDS = 1
 _TICK_SECONDS = 0.5
 _RESTART_FROM_SECONDS = 0.5
 _RESTART_TO_SECONDS = 30.0
+# Each try of an upgrade copies the whole database, and mostly fails again until a person has done something about it.
+_UPGRADE_AGAIN_FROM_SECONDS = 60.0
+_UPGRADE_AGAIN_TO_SECONDS = 6 * 3600.0
 # A child that has run this long was healthy: its next failure starts the back-off anew.
 _HEALTHY_SECONDS = 60.0
 # The port of an appliance that was just killed is free a moment later.
@@ -64,6 +67,8 @@ class _Child:
     restart_at: float = 0.0
     delay: float = 0.0
     healthy_seconds: float = _HEALTHY_SECONDS
+    restart_from: float = _RESTART_FROM_SECONDS
+    restart_to: float = _RESTART_TO_SECONDS
 
     def started(self, pid: int, *, adopted: bool = False) -> None:
         self.pid = pid
@@ -74,8 +79,12 @@ class _Child:
         """Plan the restart: the more often it has failed in a row, the later."""
         self.pid = None
         healthy = time.monotonic() - self.started_at > self.healthy_seconds
-        self.delay = _RESTART_FROM_SECONDS if healthy or not self.delay else min(self.delay * 2, _RESTART_TO_SECONDS)
+        self.delay = self.restart_from if healthy or not self.delay else min(self.delay * 2, self.restart_to)
         self.restart_at = time.monotonic() + self.delay
+
+    def done(self) -> None:
+        """It has come to its end as it should, and nothing has to wait."""
+        self.pid = None
 
     def due(self) -> bool:
         return self.pid is None and time.monotonic() >= self.restart_at
@@ -111,8 +120,13 @@ class _Supervisor:
         self._stopping = False
         self._gunicorn = _Child("the web server")
         self._database = _Child("PostgreSQL")
-        # It may take long and fail in the end: it must not begin anew at once.
-        self._upgrade = _Child("the upgrade of PostgreSQL", healthy_seconds=math.inf)
+        self._upgrade = _Child(
+            "the upgrade of PostgreSQL",
+            # It may take long and fail in the end: it must not begin anew at once.
+            healthy_seconds=math.inf,
+            restart_from=_UPGRADE_AGAIN_FROM_SECONDS,
+            restart_to=_UPGRADE_AGAIN_TO_SECONDS,
+        )
 
     def run(self) -> None:
         wakeup = _wake_up_on(self._on_signal, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
@@ -216,13 +230,22 @@ class _Supervisor:
         return self._postgres is not None and self._postgres.running_pid() == self._database.pid
 
     def _note_end(self, child: _Child, status: int | None) -> None:
+        if child is self._upgrade and status == 0:
+            # It has said so.
+            child.done()
+            return
         child.ended()
-        # An upgrade that has come to its end has said so.
-        if self._stopping or (child is self._upgrade and status == 0):
+        if self._stopping:
             return
         how = "ended" if status is None else f"ended ({_describe(status)})"
-        why = f"; {self._postgres.where_it_says_why()}" if child is self._database and self._postgres else ""
-        log.error("%s %s, starting it again in %.1f s%s", child.name, how, child.delay, why)
+        log.error("%s %s, starting it again in %.1f s%s", child.name, how, child.delay, self._more_about(child))
+
+    def _more_about(self, child: _Child) -> str:
+        if child is self._database and self._postgres:
+            return f"; {self._postgres.where_it_says_why()}"
+        if child is self._upgrade:
+            return ", and after a further failure twice as late each time: to try at once, restart the appliance"
+        return ""
 
     # -- stopping -----------------------------------------------------------------------------------------------------
 

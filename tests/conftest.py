@@ -103,6 +103,16 @@ def conninfo(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture
+def empty(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database with nothing in it."""
+    name = f"empty_{uuid4().hex}"
+    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        yield psycopg.conninfo.make_conninfo(postgres.conninfo, dbname=name)
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
 def db(conninfo: str) -> Iterator[Database]:
     with Database(conninfo) as database:
         yield database

@@ -10,12 +10,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from catalog import described
 from conftest import Appliance, store_events
 
 from appliance.cli import progress
 from appliance.store import dumps
 from appliance.store.database import Database
 from appliance.store.embedded import EmbeddedPostgres
+from appliance.store.migrations import SCHEMA_VERSION
 
 TABLES = ("installation", "events_log", "event_counts", "export_coverage", "export_batches", "export_deliveries")
 
@@ -47,6 +49,11 @@ def new(appliance: Callable[..., Appliance], config: dict[str, Any], box: Applia
 def everything(conninfo: str) -> dict[str, list[tuple[Any, ...]]]:
     with psycopg.connect(conninfo) as conn:
         return {table: conn.execute(f"SELECT t::text FROM {table} t ORDER BY 1").fetchall() for table in TABLES}  # noqa: S608
+
+
+def dump(conn: psycopg.Connection[Any], file: Path) -> None:
+    """Do as `backup` does, whatever the database holds."""
+    dumps.dump(conn.info.dsn, file)
 
 
 def rows(one: Appliance) -> int:
@@ -168,3 +175,53 @@ def test_no_other_user_can_read_the_password_of_the_database(tmp_path: Path) -> 
     environment = (tmp_path / "environment").read_text()
     for line in ("PGPASSWORD=hunter2", "PGHOST=db.example.com", "PGSSLMODE=prefer", "PGDATABASE=events"):
         assert line in environment
+
+
+def test_a_backup_of_a_newer_version_is_refused_before_anything_is_made(
+    box: Appliance, new: Appliance, conn: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    box.run("backup", str(tmp_path / "right.dump"))
+    conn.execute("UPDATE installation SET schema_version = schema_version + 1")
+    dump(conn, tmp_path / "newer.dump")
+    done = new.run("restore-backup", str(tmp_path / "newer.dump"), check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"appliance: {tmp_path / 'newer.dump'} has schema {SCHEMA_VERSION + 1}, this version of the appliance knows "
+        f"{SCHEMA_VERSION}: put it back with the newer version that made it\n"
+    )
+    assert not new.data_dir.exists()
+    new.run("restore-backup", str(tmp_path / "right.dump"))
+    assert rows(new) == 8
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_a_backup_of_each_older_version_becomes_a_database_of_this_one(
+    appliance: Callable[..., Appliance], empty: str, conninfo: str, tmp_path: Path, version: int
+) -> None:
+    with psycopg.connect(empty, autocommit=True) as old:
+        old.execute((Path(__file__).parent / "schemas" / f"{version:04d}.sql").read_bytes())
+        old.execute("INSERT INTO installation (schema_version) VALUES (%s)", (version,))
+        dump(old, tmp_path / "old.dump")
+    appliance(database={"url": empty}).run("restore-backup", str(tmp_path / "old.dump"))
+    assert described(empty) == described(conninfo)
+
+
+def test_a_backup_whose_schema_cannot_be_brought_up_to_date_changes_nothing(
+    new: Appliance, conn: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    new.run("status")
+    # Its last step finds there what it would make.
+    conn.execute("UPDATE installation SET schema_version = schema_version - 1")
+    dump(conn, tmp_path / "odd.dump")
+    done = new.run("restore-backup", str(tmp_path / "odd.dump"), check=False)
+    assert (done.returncode, "odd.dump cannot be brought up to date: column" in done.stderr) == (1, True)
+    assert rows(new) == 0
+
+
+def test_a_dump_of_something_else_is_no_backup(new: Appliance, empty: str, tmp_path: Path) -> None:
+    with psycopg.connect(empty, autocommit=True) as other:
+        other.execute("CREATE TABLE letters (a text)")
+        dump(other, tmp_path / "other.dump")
+    done = new.run("restore-backup", str(tmp_path / "other.dump"), check=False)
+    assert (done.returncode, "other.dump is no backup of an appliance" in done.stderr) == (1, True)
+    assert not new.data_dir.exists()

@@ -16,9 +16,9 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from catalog import described
 from conftest import Appliance, http, wait_for
 from exporting import chain, exported_ids
-from test_migrations import described
 
 from appliance.store.embedded import EmbeddedPostgres
 from appliance.store.migrations import SCHEMA_VERSION, current_version

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ import pytest
 from conftest import Appliance, http, make_event, wait_for
 from test_serve import post, stored
 
+from appliance import server
+from appliance.config import Settings
 from appliance.errors import StartError
 from appliance.store import events, programs
 from appliance.store.embedded import EmbeddedPostgres
@@ -244,3 +248,47 @@ def test_a_former_copy_is_never_written_over(old_box: Appliance) -> None:
     assert done.returncode == 1
     assert "is there already" in done.stderr
     assert directories(old_box) == ["postgres", "postgres.16"]
+
+
+def in_16(cluster: Path, statement: str) -> None:
+    """Let the version that made a cluster change it, while no server runs on it."""
+    programs.run_program(
+        [str(directory_16() / "postgres"), "--single", "-D", str(cluster), "postgres"], stdin=statement
+    )
+
+
+def test_one_that_fails_is_not_begun_again_at_once_and_says_so_and_leaves_no_copy(old_box: Appliance) -> None:
+    cluster = old_box.data_dir / "postgres"
+    # pg_upgrade wants to look into every database.
+    in_16(cluster, "UPDATE pg_database SET datallowconn = false WHERE datname = 'template1';\n")
+    box = old_box.begin()
+    wait_for(lambda: "starting it again" in box.log, "the failure")
+    assert f"the upgrade of PostgreSQL failed, and {cluster} is as it was" in box.log
+    assert "starting it again in 60.0 s, and after a further failure twice as late each time" in box.log
+    event_id = post(box)
+    note = "the upgrade of PostgreSQL has failed and is tried again later: the log says why"
+    ready = http(box, "GET", "/health/ready")
+    assert (ready.status, note in ready.json["notes"]) == (200, True)
+    assert directories(box) == ["postgres", "postgres-upgrade.failed"]
+    assert list((box.data_dir / "postgres-upgrade.failed").rglob("*.log"))
+    # Ten times as long as it used to wait.
+    time.sleep(5)
+    assert box.log.count("upgrading PostgreSQL from 16 to 18") == 1
+    assert box.stop() == 0
+    in_16(cluster, "UPDATE pg_database SET datallowconn = true WHERE datname = 'template1';\n")
+    box.start()
+    assert event_id in stored(box)
+    assert facts(box) == upgraded(ROWS + 1)
+    assert directories(box) == ["postgres", "postgres.16"]
+
+
+def test_the_more_often_one_fails_the_later_it_is_tried_again_up_to_six_hours(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock, socket.socket() as listener:
+        supervisor = server._Supervisor(Settings(), listener, None, lock)  # noqa: SLF001 - nobody waits for hours
+    upgrade = supervisor._upgrade  # noqa: SLF001
+    waits = []
+    for _ in range(12):
+        upgrade.started(1)
+        upgrade.ended()
+        waits.append(upgrade.delay)
+    assert waits == [min(60 * 2**n, 6 * 3600) for n in range(12)]

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from appliance.admin.auth import Auth
 from appliance.config import Settings
+from appliance.errors import DatabaseUnavailableError
 from appliance.export.errands import Errands
 from appliance.store.database import Connection, Database
 
@@ -27,6 +28,9 @@ class Inside(Protocol):
 
     def warnings(self) -> list[str]:
         """Say what is not as it should be."""
+
+    def refusal(self) -> str:
+        """Say why a database that answers is not used; empty where it is."""
 
     def spooled_bytes(self) -> int:
         """Return how much waits on disk for the database."""
@@ -49,6 +53,12 @@ class House:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """Lend a connection for one page. Raises DatabaseUnavailableError."""
+        """Lend a connection for one page. Raises DatabaseUnavailableError, also where it answers and is not to be used.
+
+        Tables of another version may lack what a page reads, and must not get what it writes.
+        """
+        refusal = self.inside.refusal()
+        if refusal:
+            raise DatabaseUnavailableError(refusal)
         with self.db.connection(wait_seconds=_WAIT_SECONDS, answer_seconds=_ANSWER_SECONDS) as conn:
             yield conn

@@ -107,7 +107,8 @@ def _said(seconds: int) -> str:
 
 
 def _away(house: House, error: DatabaseUnavailableError) -> tuple[str, int]:
-    return render_template("away.html", reason=error, notes=house.inside.warnings()), 503
+    notes = [note for note in house.inside.warnings() if note != str(error)]
+    return render_template("away.html", reason=error, refused=bool(house.inside.refusal()), notes=notes), 503
 
 
 def _with_security_headers(answer: Response) -> Response:

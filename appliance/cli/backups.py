@@ -44,15 +44,17 @@ def restore_backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
     from appliance.store import dumps  # noqa: PLC0415
     from appliance.store.attach import attached  # noqa: PLC0415
     from appliance.store.events import newest_id  # noqa: PLC0415
-    from appliance.store.migrations import migrate  # noqa: PLC0415
 
-    with server.lock_data_dir(settings.server.data_dir), attached(settings, creates=True) as db:
-        with db.connection() as conn, growth("read") as tell:
-            dumps.check_empty(conn)
-            dumps.load(conn, backup, tell=tell)
-        with db.connection() as conn:
-            migrate(conn)
-            events = newest_id(conn)
+    dumps.check_version(backup)
+    with (
+        server.lock_data_dir(settings.server.data_dir),
+        attached(settings, creates=True, alone=True) as db,
+        db.connection() as conn,
+        growth("read") as tell,
+    ):
+        dumps.check_empty(conn)
+        dumps.load(conn, backup, tell=tell)
+        events = newest_id(conn)
     if as_json:
         print_json({"file": backup, "newest_id": events})
     else:
@@ -85,8 +87,8 @@ def move(new: Path, file: Path | None, *, as_json: bool) -> None:
     require_database(old_settings)
     with (
         server.lock_data_dir(old_settings.server.data_dir),
-        attached(old_settings) as source,
-        attached(new_settings, creates=True) as target,
+        attached(old_settings, alone=True) as source,
+        attached(new_settings, creates=True, alone=True) as target,
         source.connection() as sending,
         target.connection() as receiving,
         growth("copied") as tell,

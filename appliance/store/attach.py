@@ -36,14 +36,18 @@ def conninfo_of(settings: Settings) -> str:
 
 
 @contextmanager
-def attached(settings: Settings, *, creates: bool = False) -> Iterator[Database]:
+def attached(settings: Settings, *, creates: bool = False, alone: bool = False) -> Iterator[Database]:
     """Lend a command the database, with its schema current.
 
     The embedded one is started for the command and stopped after it, unless an appliance runs it already. Without
     `creates` there must be one: a command that only reads must not find nothing in a database of its own making, and
     call that a success. Raises StartError.
+
+    An older schema is brought up to date only where no appliance of that version can be running on it, which would
+    refuse it at its next start: where the database was started here, and where the caller is `alone` with it. Raises
+    SchemaError elsewhere.
     """
-    with _running(settings, creates=creates), Database(conninfo_of(settings)) as db:
+    with _running(settings, creates=creates) as started, Database(conninfo_of(settings)) as db:
         with db.connection() as conn:
             # One that has just been started for the first time may not have its tables yet; in the data directory that
             # is nobody else's.
@@ -52,7 +56,7 @@ def attached(settings: Settings, *, creates: bool = False) -> Iterator[Database]
                     "the database of database.url holds no appliance's tables: start the appliance first, or correct "
                     "database.url"
                 )
-            migrate(conn)
+            migrate(conn, alone=alone or started)
         yield db
 
 
@@ -67,9 +71,10 @@ def _is_external(settings: Settings) -> bool:
 
 
 @contextmanager
-def _running(settings: Settings, *, creates: bool) -> Iterator[None]:
+def _running(settings: Settings, *, creates: bool) -> Iterator[bool]:
+    """Keep it running meanwhile; yields whether it was started for that."""
     if _is_external(settings):
-        yield
+        yield False
         return
     if not creates:
         require_database(settings)
@@ -77,7 +82,7 @@ def _running(settings: Settings, *, creates: bool) -> Iterator[None]:
     if not postgres.acquire():
         # Whoever has it may be making it just now.
         postgres.wait_ready()
-        yield
+        yield False
         return
     try:
         if not creates and not postgres.exists:
@@ -87,7 +92,7 @@ def _running(settings: Settings, *, creates: bool) -> Iterator[None]:
         pid = postgres.start()
         try:
             postgres.wait_ready()
-            yield
+            yield True
         finally:
             postgres.stop(pid)
             postgres.wait_stopped()

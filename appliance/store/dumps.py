@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -9,9 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
 from appliance.errors import BackupError
 from appliance.store.database import Connection, fetch_value, first_line
+from appliance.store.migrations import SCHEMA_VERSION, bring_up_to_date, take_turn
+from appliance.store.moving import TABLES
 from appliance.store.programs import binary
 
 log = logging.getLogger(__name__)
@@ -22,6 +26,7 @@ _MUST_HAVE_TLS = frozenset({"require", "verify-ca", "verify-full"})
 # What pg_restore writes.
 _ROWS_FOLLOW = b" FROM stdin;\n"
 _ROWS_END = b"\\.\n"
+_OF_INSTALLATION = re.compile(rb"COPY \S+ \((.+)\) FROM stdin;")
 _UNKNOWN_BEFORE_17 = b"SET transaction_timeout = 0;\n"
 
 
@@ -58,14 +63,60 @@ def check_empty(conn: Connection) -> None:
             )
 
 
-def load(conn: Connection, file: Path, *, tell: Callable[[int], None]) -> None:
-    """Replace what is in the database by a backup, within the caller's transaction. Raises BackupError.
-
-    `tell` is told now and then how many bytes have been read. pg_restore only reads the file: it speaks no TLS, and
-    tells an older server what only its own version knows.
-    """
+def check_version(file: Path) -> None:
+    """Raise BackupError when a file is no backup, or one of a newer version: before anything is made or changed."""
     if not os.access(file, os.R_OK):
         raise BackupError(f"{file} is not there, or cannot be read by this user")
+    command = [str(binary("pg_restore")), "--data-only", "--table=installation", "--file=-", str(file)]
+    done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - PostgreSQL's own
+    if done.returncode != 0:
+        raise BackupError(_failed(done.stderr))
+    version = _version_in(done.stdout.splitlines())
+    if version is None:
+        raise BackupError(f"{file} is no backup of an appliance: it has no table installation with a row")
+    if version > SCHEMA_VERSION:
+        raise BackupError(
+            f"{file} has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: "
+            "put it back with the newer version that made it"
+        )
+
+
+def _version_in(script: Iterable[bytes]) -> int | None:
+    lines = iter(script)
+    columns = next((found[1] for line in lines if (found := _OF_INSTALLATION.fullmatch(line))), b"")
+    row = dict(zip(columns.split(b", "), next(lines, b"").split(b"\t"), strict=False))
+    version = row.get(b"schema_version", b"")
+    return int(version) if version.isdigit() else None
+
+
+def load(conn: Connection, file: Path, *, tell: Callable[[int], None]) -> None:
+    """Replace what is in the database by a backup, with its schema made current. Raises BackupError.
+
+    All of it within the caller's transaction: what cannot be brought up to date is not kept. `tell` is told now and
+    then how many bytes have been read.
+    """
+    take_turn(conn)
+    _drop_tables(conn)
+    _restore(conn, file, tell)
+    # pg_restore names every schema itself, and leaves none to be searched.
+    conn.execute("SET LOCAL search_path TO DEFAULT")
+    try:
+        bring_up_to_date(conn)
+    except psycopg.Error as error:
+        raise BackupError(f"{file} cannot be brought up to date: {first_line(error)}") from error
+
+
+def _drop_tables(conn: Connection) -> None:
+    """Make room: an older backup does not name what came later, and its steps would find it there."""
+    conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.SQL(", ").join(map(sql.Identifier, TABLES))))
+    conn.execute("DROP FUNCTION IF EXISTS count_new_events()")
+
+
+def _restore(conn: Connection, file: Path, tell: Callable[[int], None]) -> None:
+    """Put back what the file holds.
+
+    pg_restore only reads it: it speaks no TLS, and tells an older server what only its own version knows.
+    """
     command = [
         str(binary("pg_restore")),
         "--clean",
@@ -86,7 +137,11 @@ def load(conn: Connection, file: Path, *, tell: Callable[[int], None]) -> None:
             raise BackupError(f"{file} cannot be restored: {first_line(error)}") from error
         if restore.wait() != 0:
             complaints.seek(0)
-            raise BackupError(f"pg_restore failed: {complaints.read().decode(errors='replace').strip()[:_SHOWN_CHARS]}")
+            raise BackupError(_failed(complaints.read()))
+
+
+def _failed(complaints: bytes) -> str:
+    return f"pg_restore failed: {complaints.decode(errors='replace').strip()[:_SHOWN_CHARS]}"
 
 
 def _replay(conn: Connection, script: Iterable[bytes]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from appliance.errors import SchemaError
 from appliance.resources import read_resource
 from appliance.store.database import Connection, fetch_value
+from appliance.store.versions import check_server
 
 SCHEMA_VERSION = 9
 
@@ -16,27 +17,51 @@ _STEPS = Path(__file__).parent / "migrations"
 _LOCK_KEY = 7_217_001
 
 
-def migrate(conn: Connection) -> None:
+def migrate(conn: Connection, *, alone: bool = True) -> None:
     """Make the schema current, in one transaction. Does nothing when it is.
 
-    Raises SchemaError when the database was made by a newer version.
+    Unless the caller is `alone` with the database, an older schema is left to the appliance that runs on it.
+
+    Raises SchemaError when the database was made by a newer version, is to be left alone, or the server is too old.
     """
     with conn.transaction():
         # What another process did while this one waited for the lock must be seen, whatever the database's default.
         conn.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
-        version = current_version(conn)
-        if version is None:
-            conn.execute(read_resource("schema.sql"))
-            conn.execute("INSERT INTO installation (schema_version) VALUES (%s)", (SCHEMA_VERSION,))
-            return
-        if version > SCHEMA_VERSION:
-            raise SchemaError(
-                f"the database has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: "
-                "run the newer version that made it"
-            )
-        for step in range(version + 1, SCHEMA_VERSION + 1):
-            _run_step(conn, step)
+        check_server(conn)
+        take_turn(conn)
+        if not alone:
+            _check_not_older(conn)
+        bring_up_to_date(conn)
+
+
+def _check_not_older(conn: Connection) -> None:
+    version = current_version(conn)
+    if version is not None and version < SCHEMA_VERSION:
+        raise SchemaError(
+            f"the database has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: start the "
+            "appliance of this version first, which brings it up to date, or use the version that runs on it"
+        )
+
+
+def take_turn(conn: Connection) -> None:
+    """Wait until nobody else changes the schema, and keep them off until the transaction ends."""
+    conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
+
+
+def bring_up_to_date(conn: Connection) -> None:
+    """Make the schema current within the transaction of a caller whose turn it is. Raises SchemaError."""
+    version = current_version(conn)
+    if version is None:
+        conn.execute(read_resource("schema.sql"))
+        conn.execute("INSERT INTO installation (schema_version) VALUES (%s)", (SCHEMA_VERSION,))
+        return
+    if version > SCHEMA_VERSION:
+        raise SchemaError(
+            f"the database has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: "
+            "run the newer version that made it"
+        )
+    for step in range(version + 1, SCHEMA_VERSION + 1):
+        _run_step(conn, step)
 
 
 def current_version(conn: Connection) -> int | None:

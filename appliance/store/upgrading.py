@@ -56,6 +56,7 @@ class Upgrade:
         self._old = data_dir / "postgres"
         self._work = data_dir / "postgres.upgrade"
         self._done = data_dir / "postgres.upgraded"
+        self._failed = data_dir / "postgres-upgrade.failed"
         self._lock: IO[bytes] | None = None
 
     @property
@@ -70,6 +71,11 @@ class Upgrade:
     def under_way(self) -> bool:
         """Whether one has begun and has not come to its end."""
         return self._work.exists()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last one did not succeed, and none has since."""
+        return self.needed and self._failed.exists()
 
     def check(self) -> None:
         """Raise StartError where it cannot succeed: a person who looks can do something about it."""
@@ -104,7 +110,7 @@ class Upgrade:
         try:
             version = version_of(self._old)
             if version is not None:
-                self._make_copy(version)
+                self._make_copy_or_clear_up(version)
                 self._work.rename(self._done)
                 sync_directory(self._data_dir)
                 self._old.rename(self._kept_as(version))
@@ -113,6 +119,7 @@ class Upgrade:
             sync_directory(self._data_dir)
         finally:
             self._let_go()
+        shutil.rmtree(self._failed, ignore_errors=True)
         kept = ", ".join(str(path) for path in sorted(self._data_dir.glob("postgres.[0-9]*")))
         log.info("PostgreSQL is upgraded to %s; the former one is kept as %s and may be deleted", MAJOR_VERSION, kept)
 
@@ -120,6 +127,25 @@ class Upgrade:
         return self._data_dir / f"postgres.{version}"
 
     # -- the work -----------------------------------------------------------------------------------------------------
+
+    def _make_copy_or_clear_up(self, version: str) -> None:
+        try:
+            self._make_copy(version)
+        except (StartError, OSError):
+            # A server that pg_upgrade has left would write on.
+            _wait_until(lambda: not self.end_servers(), "a failed upgrade is being ended")
+            self._keep_what_it_says()
+            raise
+
+    def _keep_what_it_says(self) -> None:
+        """Free the room that a failed copy takes, which the spool may need; what pg_upgrade says of it is kept."""
+        said = self._work / "pg_upgrade_output.d"
+        shutil.rmtree(self._failed, ignore_errors=True)
+        if said.exists():
+            said.rename(self._failed)
+        else:
+            self._failed.mkdir(mode=0o700, exist_ok=True)
+        shutil.rmtree(self._work, ignore_errors=True)
 
     def _make_copy(self, version: str) -> None:
         programs = binaries_of(version)
@@ -178,7 +204,9 @@ class Upgrade:
         process = self._start(command)
         _wait_until(lambda: process.poll() is not None, f"{what} is under way")
         if process.returncode != 0:
-            raise StartError(f"{what} failed, and {self._old} is as it was; {self._says}")
+            raise StartError(
+                f"{what} failed, and {self._old} is as it was; what it wrote is in {self._failed}; {self._says}"
+            )
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
         assert self._lock is not None  # noqa: S101 - run() has taken it
