@@ -51,7 +51,8 @@ def test_the_limit_of_a_container_counts_as_its_memory(
 def test_the_running_postgres_has_the_settings_and_checksums(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
     expected = settings_for(Machine.of(tmp_path))
     with psycopg.connect(postgres.conninfo) as conn:
-        running = dict(conn.execute("SELECT name, current_setting(name) FROM pg_settings").fetchall())
+        rows = conn.execute("SELECT name, current_setting(name) FROM pg_settings").fetchall()
+    running: dict[str, str] = dict(rows)
     assert {name: in_mb(running[name]) for name in expected} == {name: in_mb(said) for name, said in expected.items()}
     assert running["max_connections"] == rows_of_the_table()["max_connections"][0]
     assert running["data_checksums"] == "on"
@@ -64,7 +65,7 @@ def test_the_table_that_users_read_says_what_postgres_is_given(memory: int, disk
     assert told.keys() == settings.keys() | {"max_connections"}
     shared = {"memory": memory, "disk": disk, "that": min(max(disk // 20, 256 * MB), 4 * GB)}
     for name, said in settings.items():
-        assert in_mb(said) == as_told(*told[name], shared), name
+        assert in_mb(said) == as_told(told[name], shared), name
 
 
 def rows_of_the_table() -> dict[str, list[str]]:
@@ -74,7 +75,8 @@ def rows_of_the_table() -> dict[str, list[str]]:
     return {name.strip(" `"): [word.strip() for word in words] for name, *words in rows}
 
 
-def as_told(share: str, least: str, most: str, shared: dict[str, int]) -> int | str:
+def as_told(row: list[str], shared: dict[str, int]) -> int | str:
+    share, least, most = row
     if not (found := re.fullmatch(r"(half|an? \w+) of (?:the )?(\w+)", share)):
         return in_mb(share)
     size = shared[found[2]] // SHARES[found[1]] // MB
