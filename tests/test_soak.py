@@ -4,10 +4,15 @@ import gzip
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner, Result
+from soak import __main__ as program
 from soak import bounds
 from soak.bounds import Load
 from soak.counting import tally
@@ -103,12 +108,24 @@ def test_queues_of_an_outage_and_a_warm_up_are_no_leak() -> None:
 
 
 def test_a_run_that_is_too_short_to_judge_memory_says_so_and_judges_files() -> None:
-    minute = Load(events=200 * 30, seconds=30)
-    leaking = a_life(WORKER, lasts=30, memory=lambda second: MB + 200 * 400 * second, files=lambda second: 9 + second)
-    lines = bounds.processes(a_record(leaking, lasts=30), minute)
+    lasts = 45
+    leaking = a_life(
+        WORKER,
+        lasts=lasts,
+        memory=lambda second: MB + 200 * 400 * second,
+        files=lambda second: 9 + 12 * second // lasts,
+    )
+    lines = bounds.processes(a_record(leaking, lasts=lasts), Load(events=200 * lasts, seconds=lasts))
     assert missed(lines) == ["the worker's open files have grown by"]
     (told,) = [line for line in lines if line.name == "memory that the worker kept of an event"]
     assert told.must_be == "too short to judge memory"
+
+
+def test_of_a_process_that_never_lived_for_long_nothing_is_called_good() -> None:
+    lives = [one for pid in range(9) for one in a_life(POSTMASTER, pid=pid, lasts=15)]
+    told = {line.name: line.must_be for line in bounds.processes(a_record(lives, lasts=90), LOAD)}
+    assert told[f"the {POSTMASTER}'s open files have grown by"] == "too short to judge"
+    assert told[f"memory that the {POSTMASTER} kept of an event"] == "too short to judge memory"
 
 
 def test_a_run_of_some_minutes_misses_a_worker_that_keeps_its_events_whole() -> None:
@@ -173,6 +190,45 @@ def test_what_fills_the_disk_is_missed(after: Disk, files_in_an_hour: int, most_
 )
 def test_a_soak_that_took_too_little_or_failed_is_missed(statuses: dict[str, int], expected: list[str]) -> None:
     assert missed(bounds.answers(statuses)) == expected
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """Run the command as it is, but for the soak itself, which ends with these lines."""
+
+    @contextmanager
+    def nothing(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(clock=SimpleNamespace(steps=True))
+
+    def run(*words: str, lines: Sequence[Line] = ()) -> Result:
+        monkeypatch.setattr(program, "soak", lambda *_: lines)
+        return CliRunner().invoke(program.main, words)
+
+    monkeypatch.setattr(program, "build", nothing)
+    # pytest's own stays.
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return run
+
+
+def test_one_line_that_is_missed_is_the_exit_code(command: Callable[..., Result]) -> None:
+    good, bad = Line("files", "1", "at most 2"), Line("duplicates", "1", "0", holds=False)
+    assert command(lines=[good]).exit_code == 0
+    done = command(lines=[good, bad])
+    assert (done.exit_code, "MISSED" in done.output, "--seed" in done.output) == (1, True, True)
+
+
+def test_a_long_run_is_not_begun_where_it_cannot_step_the_clock(
+    command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    done = command("--minutes", "60")
+    assert (done.exit_code, "--no-clock" in done.output) == (2, True)
+    assert command("--minutes", "60", "--no-clock").exit_code == 0
+    assert command("--minutes", "1.5").exit_code == 0
 
 
 # -- faults -----------------------------------------------------------------------------------------------------------

@@ -1,14 +1,14 @@
 """Holds the figures of a soak against what they must be: each bound is a sensible way beyond what was measured.
 
 A leak shows by what is kept of each event. In a short run it would drown in what a heap does by itself: then memory is
-not judged, and the table says so. Open files and disk are judged in every run.
+not judged, and the table says so. Open files and disk are judged wherever a process lived for some 20 seconds.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from soak.disk import Disk
-from soak.growth import growth
+from soak.growth import Growth, growth
 from soak.table import Line, at_most, none
 from soak.watching import MB, ROLES, WORKER, Record
 
@@ -93,12 +93,13 @@ def processes(record: Record, load: Load) -> list[Line]:
             lines.append(Line(f"the {role}", "never seen", holds=False))
             continue
         lines.append(_kept(role, record, load))
-        files = growth(record.points(role, lambda one: one.files)).by
+        files = growth(record.points(role, lambda one: one.files))
         most = _GROWTH_FILES.get(role, _OTHER_GROWTH_FILES)
-        lines.append(at_most(f"the {role}'s open files have grown by", files, most))
-    memory, files = (record.most(WORKER, figure) for figure in (lambda one: one.memory, lambda one: one.files))
-    lines.append(at_most("the largest memory of a worker", memory / MB, _MOST_WORKER_MB, "MB"))
-    lines.append(at_most("the most open files of a worker", files, _MOST_WORKER_FILES))
+        lines.append(_grown(f"the {role}'s open files have grown by", files, most))
+    largest = record.most(WORKER, lambda one: one.memory) / MB
+    lines.append(at_most("the largest memory of a worker", largest, _MOST_WORKER_MB, "MB"))
+    most_files = record.most(WORKER, lambda one: one.files)
+    lines.append(at_most("the most open files of a worker", most_files, _MOST_WORKER_FILES))
     return lines
 
 
@@ -113,11 +114,17 @@ def _kept(role: str, record: Record, load: Load) -> Line:
     return at_most(name, grown.by / events, max(_KEPT_BYTES, heap / events), "B")
 
 
+def _grown(name: str, grown: Growth, most: int) -> Line:
+    if not grown.seconds:
+        return Line(name, "-", "too short to judge")
+    return at_most(name, grown.by, most)
+
+
 def disk(before: Disk, after: Disk, record: Record, load: Load, *, most_wal: int) -> list[Line]:
     """Hold what lay in the directory before and after, and what was seen there meanwhile."""
     events = max(1, load.events)
-    files = growth(record.disk_points(lambda one: one.files)).by
-    wal = max(after.wal, *(one.wal for _, one in record.disks))
+    files = growth(record.disk_points(lambda one: one.files))
+    wal = max([after.wal, *(one.wal for _, one in record.disks)])
     return [
         at_most(
             "disk for each event's row",
@@ -132,5 +139,5 @@ def disk(before: Disk, after: Disk, record: Record, load: Load, *, most_wal: int
             _REST_BYTES_AN_EVENT + _REST_BYTES / events,
             "B",
         ),
-        at_most("files beside PostgreSQL's have grown by", files, _GROWTH_FILES_ON_DISK),
+        _grown("files beside PostgreSQL's have grown by", files, _GROWTH_FILES_ON_DISK),
     ]

@@ -48,7 +48,7 @@ class Record:
         return [Point(0, seconds, figure(disk)) for seconds, disk in self.disks]
 
     def most(self, role: str, figure: Callable[[Sample], float]) -> float:
-        return max(figure(one) for one in self.samples if one.role == role)
+        return max((figure(one) for one in self.samples if one.role == role), default=0)
 
 
 @contextmanager
