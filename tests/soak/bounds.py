@@ -26,7 +26,8 @@ _HEAP_BYTES = {WORKER: 3 * MB}
 _OTHER_HEAP_BYTES = MB // 4
 # What may be kept of each event in a run that is long enough to tell: a fraction of the 100 bytes that it arrives as.
 _KEPT_BYTES = 16
-# A worker that kept its events whole would keep more than this: a run that could not tell even that judges nothing.
+# A worker that was made to keep its events whole kept 900 bytes of each: a run that could not tell half of that judges
+# nothing.
 _TELLING_BYTES = 500
 _MOST_WORKER_MB = 120
 # The pool has up to 8 connections and gives them back; nothing else of the worker's comes and goes for long.
@@ -42,8 +43,8 @@ _TABLES_BYTES = 8 * MB
 # PostgreSQL's log and its record of transactions: 5 bytes were measured.
 _REST_BYTES_AN_EVENT = 16
 _REST_BYTES = 2 * MB
-# Of the spool, of objects that are being written.
-_GROWTH_FILES_ON_DISK = 4
+# Of the spool, and of objects that are being written: 0 to 3 at once were measured.
+_GROWTH_FILES_ON_DISK = 6
 
 
 @dataclass(frozen=True)
