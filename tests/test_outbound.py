@@ -9,62 +9,111 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from conftest import Appliance, http, s3_server, wait_for
-from exporting import exported_ids
+from exporting import database, exported_ids
 from outbound import Sent, in_a_network_of_its_own, sent, strays, traced
+from psycopg.conninfo import make_conninfo
 from signals import listening
 from windows import PASSWORD, PATHS
+
+from appliance.store.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace: apt-get install strace")
 
 
-def test_the_whole_appliance_reaches_nobody_but_its_buckets_and_its_alerts(
-    appliance: Callable[..., Appliance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_whole_appliance_reaches_nobody_but_its_buckets_its_alerts_and_its_database(
+    appliance: Callable[..., Appliance],
+    empty_database: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As on a user's machine, where boto3 may look for keys and regions in an instance's metadata.
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
-    calls, allowed = in_a_network_of_its_own(lambda: live_a_day(appliance, tmp_path))
+    calls, allowed = in_a_network_of_its_own(lambda: live_a_day(Traced(appliance, tmp_path), tmp_path, empty_database))
     used = {call.where for call in calls}
     assert allowed <= used, "what is allowed is used, or nothing would have been recorded"
-    assert strays(calls, addresses=allowed, below=tmp_path) == []
+    # Both databases have their sockets there.
+    assert strays(calls, addresses=allowed, below=tmp_path_factory.getbasetemp()) == []
 
 
-def live_a_day(appliance: Callable[..., Appliance], directory: Path) -> tuple[list[Sent], set[str]]:
+@pytest.fixture
+def empty_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database of somebody's own."""
+    with database(postgres, "template1", "outbound"):
+        yield make_conninfo(postgres.conninfo, dbname="outbound")
+
+
+@dataclass
+class Traced:
+    """Makes appliances of which every command is recorded."""
+
+    make: Callable[..., Appliance]
+    directory: Path
+    records: list[Path] = field(default_factory=list)
+
+    def __call__(self, **config: Any) -> Appliance:
+        box = self.make(**config)
+        box.wrap = self._under_strace
+        return box
+
+    def _under_strace(self, command: list[str]) -> list[str]:
+        self.records.append(self.directory / f"record{len(self.records)}")
+        return traced(command, self.records[-1])
+
+
+def live_a_day(make: Traced, directory: Path, conninfo: str) -> tuple[list[Sent], set[str]]:
     """Do what an appliance does, and return every call and the addresses of the buckets and the alerts."""
     (directory / "s3").mkdir()
     with s3_server(directory / "s3") as s3, listening() as listener:
         client, vault = s3.new_bucket("client"), s3.new_bucket("vault")
-        box = appliance(
-            admin={"password": PASSWORD},
-            server={"demo": True},
-            buckets={"client": s3.settings(client), "vault": s3.settings(vault)},
-            exports={"acme": {"client": "client", "backup": "vault", "schedule": "* * * * *"}},
-            alerts={"urls": [listener.url]},
-        )
-        records: list[Path] = []
-
-        def under_strace(command: list[str]) -> list[str]:
-            records.append(directory / f"record{len(records)}")
-            return traced(command, records[-1])
-
-        box.wrap = under_strace
-        box.start()
-        event = {"eventType": "pageview", "siteId": "shop", "url": "https://shop.example.com/", "ip": "192.0.2.7"}
-        assert http(box, "POST", "/collect", json.dumps(event).encode(), {"Content-Type": "text/plain"}).status == 200
+        config: dict[str, Any] = {
+            "admin": {"password": PASSWORD},
+            "buckets": {"client": s3.settings(client), "vault": s3.settings(vault)},
+            "exports": {"acme": {"client": "client", "backup": "vault", "schedule": "* * * * *"}},
+            "alerts": {"urls": [listener.url]},
+        }
+        box = make(**config, server={"demo": True}).start()
+        send_one(box)
         look_at_every_page(box)
         # The scheduler's, in the export's own process.
         wait_for(lambda: exported_ids(s3.objects(client)).total() == 1, "a scheduled export", seconds=120)
-        for words in (("export",), ("check", "--probe"), ("verify",), ("status",)):
-            box.run(*words)
+        work_by_hand(box, directory / "dump")
         assert listener.titles
         assert box.stop() == 0
+        make(**config).run("restore", "client")
+        move_out(make, config, directory / "dump", conninfo)
         address = s3.endpoint.removeprefix("http://")
-    return [call for record in records for call in sent(record)], {address, f"127.0.0.1:{listener.port}"}
+    return [call for record in make.records for call in sent(record)], {address, f"127.0.0.1:{listener.port}"}
+
+
+def send_one(box: Appliance) -> None:
+    event = {"eventType": "pageview", "siteId": "shop", "url": "https://shop.example.com/", "ip": "192.0.2.7"}
+    assert http(box, "POST", "/collect", json.dumps(event).encode(), {"Content-Type": "text/plain"}).status == 200
+
+
+def work_by_hand(box: Appliance, dump: Path) -> None:
+    for words in (("export",), ("check", "--probe"), ("verify", "--repair"), ("status",), ("backup", str(dump))):
+        box.run(*words)
+    box.run("backfill", "acme", "--from", "2026-01-01", "--to", "2100-01-01", "--bucket", "vault")
+
+
+def move_out(make: Traced, config: dict[str, Any], dump: Path, conninfo: str) -> None:
+    """Fill a database from a backup, move it to one of somebody's own, and take events in there."""
+    box = make(**config)
+    box.run("restore-backup", str(dump))
+    same = {"data_dir": str(box.data_dir)}
+    moved = make(**config, server=same, database={"url": conninfo})
+    box.run("move", str(moved.write_config()))
+    send_one(moved.start())
+    assert moved.stop() == 0
 
 
 def look_at_every_page(box: Appliance) -> None:

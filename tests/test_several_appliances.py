@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,12 +18,14 @@ import psycopg
 import pytest
 from conftest import Appliance, S3Server, http, store_events, wait_for
 from exporting import CrashError, World, watch
+from faulty import Fault, faulty
 from load import CHANCE, REPEATS, new_connection, number_of_events, post
 from test_export_process import held
 from test_scheduler import Clock
 
 from appliance.store import counters, runs
 from appliance.store.database import Database
+from appliance.store.runs import LEASE_SECONDS, RENEW_LEASE_SECONDS
 
 TOKEN = "token-of-a-script"
 JOB = "export acme"
@@ -192,13 +195,17 @@ def world(db: Database, conn: psycopg.Connection[Any], s3: S3Server, tmp_path: P
 @pytest.fixture
 def boxes(appliance: Callable[..., Appliance], world: World) -> list[Appliance]:
     """Three appliances on one database, with the same configuration and data directories of their own."""
+    return started(appliance, world, 3)
+
+
+def started(appliance: Callable[..., Appliance], world: World, number: int) -> list[Appliance]:
     config: dict[str, Any] = {
         "database": {"url": world.db.conninfo},
         "admin": {"token": TOKEN},
         "buckets": world.tables,
         "exports": world.jobs,
     }
-    made = [appliance(**config).launch() for _ in range(3)]
+    made = [appliance(**config).launch() for _ in range(number)]
     for box in made:
         box.wait_ready()
     return made
@@ -234,7 +241,7 @@ def kill_who_exports(boxes: list[Appliance], conn: psycopg.Connection[Any]) -> A
         (runs_it,) = [box for box in boxes if left not in box.log[before[box.port] :]]
         wait_for(lambda: runner_of(runs_it), "its run").kill()
         runs_it.kill()
-    # Half a minute is long.
+    # Another test waits for that: half a minute is long.
     assert conn.execute("UPDATE export_leases SET expires_at = now()").rowcount == 1
     return runs_it
 
@@ -274,6 +281,34 @@ def test_whichever_appliance_dies_or_stops_all_is_kept_once_and_each_batch_is_wr
     ]
     for box in boxes:
         assert json.loads(box.run("verify", "--json").stdout)[0]["findings"] == []
+
+
+def test_when_one_dies_between_the_buckets_another_waits_for_its_lease_and_goes_on(
+    appliance: Callable[..., Appliance], world: World, conn: psycopg.Connection[Any]
+) -> None:
+    world.jobs["acme"]["schedule"] = "0 0 1 1 *"
+    with faulty(world.s3.endpoint, Fault("PUT ", hang=True)) as vault:
+        world.tables["vault"]["endpoint_url"] = vault.url
+        dying, other = started(appliance, world, 2)
+        store_events(world.db, 20)
+        run_by_hand(dying)
+        wait_for(lambda: vault.count("PUT ") and world.contents("client"), "one of two buckets to have an object")
+        wait_for(lambda: runner_of(dying), "its run").kill()
+        dying.kill()
+        assert not world.contents("vault")
+        vault.faults.clear()
+        left, began = lease_seconds(conn), time.monotonic()
+        other.run("export")
+        waited = time.monotonic() - began
+    assert left > LEASE_SECONDS - RENEW_LEASE_SECONDS - 5
+    assert left - 1 < waited < left + 15
+    assert len(world.check()) == 1
+
+
+def lease_seconds(conn: psycopg.Connection[Any]) -> float:
+    """Return for how long the job's lease will hold others off."""
+    ((left,),) = conn.execute("SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM export_leases").fetchall()
+    return float(left)
 
 
 def come_to_a_moment_of_the_schedule(boxes: list[Appliance]) -> None:

@@ -7,20 +7,24 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from conftest import wait_for
 
-from soak import counting
-from soak.counting import Line
-from soak.faults import ALL, SPARING, Fault, faults, strike
-from soak.watching import Watch, disk_of
+from soak import bounds, counting
+from soak.bounds import Load
+from soak.disk import at_rest, most_wal
+from soak.faults import Deck, Fault, kinds, strike
+from soak.table import Line
+from soak.watching import watching
 from soak.world import World, build
 
 _TERMINATED = 128 + signal.SIGTERM
 # After a kill, a run waits 30 seconds for the dead one's lease, and a bucket's retries take some more.
 _EXPORT_SECONDS = 180
+_NEEDS_COMPILER = "the clock cannot be stepped without a C compiler (apt-get install gcc libc6-dev)"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -32,6 +36,8 @@ def main(*, minutes: float, per_second: float, seed: int | None, clock: bool) ->
     """Send a steady load, break everything by chance, and count: nothing lost, nothing doubled, nothing grown."""
     # Ended from outside, it still stops what it has started.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(_TERMINATED))
+    if clock and minutes >= bounds.ALL_KINDS_MINUTES and shutil.which("cc") is None:
+        raise click.UsageError(f"{_NEEDS_COMPILER}, or leave that out with --no-clock")
     seed = seed if seed is not None else time.time_ns() % 10**6
     tell(f"seed {seed}")
     directory = Path(tempfile.mkdtemp(prefix="soak-"))
@@ -39,8 +45,15 @@ def main(*, minutes: float, per_second: float, seed: int | None, clock: bool) ->
     try:
         with build(directory, seed, steps_clock=clock) as world:
             if clock and not world.clock.steps:
-                tell("the clock is not stepped: that needs a C compiler (apt-get install gcc libc6-dev)")
-            lines = soak(world, random.Random(seed), minutes, per_second)  # noqa: S311 - no secrets are made of it
+                tell(_NEEDS_COMPILER)
+            chance = random.Random(seed)  # noqa: S311 - no secrets are made of it
+            lines = soak(
+                world,
+                Deck(kinds(clock=clock), chance, able=kinds(clock=world.clock.steps)),
+                chance,
+                minutes,
+                per_second,
+            )
         click.echo("\n".join(str(line) for line in lines))
         holds = all(line.holds for line in lines)
     except AssertionError as problem:
@@ -52,30 +65,34 @@ def main(*, minutes: float, per_second: float, seed: int | None, clock: bool) ->
     sys.exit(0 if holds else 1)
 
 
-def soak(world: World, chance: random.Random, minutes: float, per_second: float) -> list[Line]:
+def soak(world: World, deck: Deck, chance: random.Random, minutes: float, per_second: float) -> list[Line]:
     """First anything may break; then, for as long, only what the worker lives through. Return the table."""
-    before = disk_of(world.box)
+    before, begun = at_rest(world.box), time.monotonic()
     world.crowd.start(world.box.url, per_second=per_second)
-    with Watch(world.box).watching() as watch:
-        for kinds in (ALL, SPARING):
-            _break(world, chance, kinds, minutes * 30)
+    with watching(world.box) as record:
+        for faults in (deck.deal_all(), deck.deal_sparing()):
+            _break(world, faults, chance, minutes * 30)
         time.sleep(1)
     world.crowd.stop()
+    load = Load(events=len(world.crowd.acknowledged()), seconds=time.monotonic() - begun)
     quiet(world)
     verified = world.box.run("verify", check=False).returncode
-    lines = [*counting.answers(world), *counting.events(world)]
+    lines = [*bounds.faults(deck.times(), minutes), *bounds.answers(world.crowd.statuses()), *counting.events(world)]
     lines.append(Line("exit code of appliance verify", str(verified), "0", verified == 0))
-    lines += counting.resources(world, watch, before, disk_of(world.box))
+    lines += bounds.processes(record, load)
+    lines += bounds.disk(before, at_rest(world.box), record, load, most_wal=most_wal(world.box))
+    lines += counting.remains(world)
     code = world.box.stop()
     return [*lines, Line("exit code of appliance serve", str(code), "0", code == 0)]
 
 
-def _break(world: World, chance: random.Random, kinds: list[Fault], seconds: float) -> None:
+def _break(world: World, faults: Iterator[Fault], chance: random.Random, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    for fault in faults(kinds, world, chance):
+    while True:
         time.sleep(chance.uniform(0.5, 4))
         if time.monotonic() > deadline:
             return
+        fault = next(faults)
         tell(f"{time.strftime('%H:%M:%S')} {fault.__name__}")
         strike(fault, world, chance)
         world.forget_requests()

@@ -3,7 +3,7 @@
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import blows
@@ -75,16 +75,46 @@ SPARING = [
     export_beside,
     kill_exports,
     stop_postgres,
+    step_clock,
     *(_to_box(blow) for blow in (blows.kill_postmaster, blows.kill_postgres, blows.freeze_postgres)),
 ]
-ALL = SPARING + [_to_box(blow) for blow in (blows.kill_worker, blows.kill_server, blows.kill_everything, blows.restart)]
+ENDING = [_to_box(blow) for blow in (blows.kill_worker, blows.kill_server, blows.kill_everything, blows.restart)]
 
 
-def faults(kinds: list[Fault], world: World, chance: random.Random) -> Iterator[Fault]:
-    """Each kind once, in any order, before any comes again."""
-    kinds = [*kinds, step_clock] if world.clock.steps else kinds
-    while True:
-        yield from chance.sample(kinds, len(kinds))
+def kinds(*, clock: bool) -> list[Fault]:
+    return [kind for kind in (*ENDING, *SPARING) if clock or kind is not step_clock]
+
+
+class Deck:
+    """Deals the kinds of fault: by chance, but none again before each has come that may.
+
+    Of those that are wanted it deals those that this machine is able to.
+    """
+
+    def __init__(self, wanted: Sequence[Fault], chance: random.Random, *, able: Sequence[Fault]) -> None:
+        self._chance, self._able = chance, able
+        self._struck = dict.fromkeys(wanted, 0)
+
+    def times(self) -> dict[str, int]:
+        """Return how often each was dealt."""
+        return {kind.__name__: times for kind, times in self._struck.items()}
+
+    def deal_all(self) -> Iterator[Fault]:
+        """Deal in turn one that ends the worker and one that it lives through: half a short run must do for those."""
+        while True:
+            yield self._deal(ENDING)
+            yield self._deal(SPARING)
+
+    def deal_sparing(self) -> Iterator[Fault]:
+        while True:
+            yield self._deal(SPARING)
+
+    def _deal(self, among: Sequence[Fault]) -> Fault:
+        there = [kind for kind in among if kind in self._able]
+        fewest = min(self._struck[kind] for kind in there)
+        kind = self._chance.choice([kind for kind in there if self._struck[kind] == fewest])
+        self._struck[kind] += 1
+        return kind
 
 
 def strike(fault: Fault, world: World, chance: random.Random) -> None:

@@ -1,120 +1,108 @@
-"""Looks at memory, open files and disk again and again, and says at the end whether they have stayed flat."""
+"""Looks at every process of the appliance and at its directory again and again, while the load goes on."""
 
-import statistics
+import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import psutil
-import psycopg
 from conftest import Appliance
 
 from appliance.store.embedded import EmbeddedPostgres
+from soak.disk import Disk
+from soak.growth import Point
 
 MB = 2**20
 _LOOK_EVERY_SECONDS = 1.0
-# Of a worker's life: while its pool, its threads and its caches fill for the first time it grows rightly.
-_WARM_UP = 0.2
+# To walk through a directory takes longer.
+_LOOK_AT_DISK_EVERY = 5
+SUPERVISOR, ARBITER, WORKER, POSTMASTER = "supervisor", "arbiter", "worker", "postmaster"
+ROLES = (SUPERVISOR, ARBITER, WORKER, POSTMASTER)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The worker at a moment: its memory in bytes and its open files."""
+    """A process at a moment: the memory that is its own, in bytes, and its open files."""
 
+    role: str
     pid: int
-    rss: int
+    seconds: float
+    memory: int
     files: int
 
 
 @dataclass
-class Watch:
-    """The samples of every worker that lived."""
+class Record:
+    """What was seen of every process that lived, and of the directory."""
 
-    box: Appliance
     samples: list[Sample] = field(default_factory=list)
-    ended: threading.Event = field(default_factory=threading.Event)
+    disks: list[tuple[float, Disk]] = field(default_factory=list)
 
-    @contextmanager
-    def watching(self) -> Iterator["Watch"]:
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self.ended.set()
-            thread.join(10)
+    def points(self, role: str, figure: Callable[[Sample], float]) -> list[Point]:
+        return [Point(one.pid, one.seconds, figure(one)) for one in self.samples if one.role == role]
 
-    def _watch(self) -> None:
-        while not self.ended.wait(_LOOK_EVERY_SECONDS):
-            sample = _look(self.box)
-            if sample is not None:
-                self.samples.append(sample)
+    def disk_points(self, figure: Callable[[Disk], float]) -> list[Point]:
+        """A directory has one life, whatever befalls the processes."""
+        return [Point(0, seconds, figure(disk)) for seconds, disk in self.disks]
 
-    def most(self) -> tuple[int, int]:
-        """Return the largest memory and the most files that any worker ever had."""
-        return max(one.rss for one in self.samples), max(one.files for one in self.samples)
+    def most(self, role: str, figure: Callable[[Sample], float]) -> float:
+        return max((figure(one) for one in self.samples if one.role == role), default=0)
 
 
-def growth(samples: Sequence[Sample]) -> tuple[float, float]:
-    """Return by how many bytes and files the worker that lived last has grown since it was warm (medians)."""
-    life = [one for one in samples if one.pid == samples[-1].pid]
-    warm = life[int(len(life) * _WARM_UP) :]
-    part = max(1, len(warm) // 4)
-    first, last = warm[:part], warm[-part:]
-    memory = statistics.median(one.rss for one in last) - statistics.median(one.rss for one in first)
-    files = statistics.median(one.files for one in last) - statistics.median(one.files for one in first)
-    return memory, files
-
-
-def _look(box: Appliance) -> Sample | None:
+@contextmanager
+def watching(box: Appliance) -> Iterator[Record]:
+    record, ended = Record(), threading.Event()
+    thread = threading.Thread(target=_watch, args=(box, record, ended), daemon=True)
+    thread.start()
     try:
-        worker = psutil.Process(box.process.pid if box.process else -1).children()
-        (arbiter,) = [child for child in worker if "postgres" not in child.name()]
-        process = arbiter.children()[0]
-        return Sample(process.pid, process.memory_info().rss, process.num_fds())
-    except (psutil.Error, ValueError, IndexError):
-        # Between two lives there is nothing to see.
-        return None
+        yield record
+    finally:
+        ended.set()
+        thread.join(10)
 
 
-@dataclass(frozen=True)
-class Disk:
-    """The bytes of a data directory: the events' table, PostgreSQL's log of changes, and all the rest."""
-
-    table: int
-    wal: int
-    rest: int
-    wal_limit: int
-
-
-def disk_of(box: Appliance) -> Disk:
-    with psycopg.connect(EmbeddedPostgres(box.data_dir).conninfo, autocommit=True) as conn:
-        # What is in memory only would be missing from the files.
-        conn.execute("CHECKPOINT")
-        table = _one(conn, "SELECT pg_total_relation_size('events_log')")
-        limit = _one(conn, "SELECT pg_size_bytes(current_setting('max_wal_size'))")
-    wal = _bytes_below(box.data_dir / "postgres" / "pg_wal")
-    return Disk(table, wal, _bytes_below(box.data_dir) - wal - table, limit)
+def _watch(box: Appliance, record: Record, ended: threading.Event) -> None:
+    begun = time.monotonic()
+    for number in itertools.count():
+        if ended.wait(_LOOK_EVERY_SECONDS):
+            return
+        seconds = time.monotonic() - begun
+        record.samples += look(box, seconds)
+        if number % _LOOK_AT_DISK_EVERY == 0:
+            record.disks.append((seconds, Disk.of(box.data_dir)))
 
 
-def _one(conn: psycopg.Connection[Any], statement: str) -> int:
-    ((value,),) = conn.execute(statement.encode()).fetchall()
-    return int(value)
-
-
-def _bytes_below(directory: Path) -> int:
-    total = 0
-    for path in directory.rglob("*"):
+def look(box: Appliance, seconds: float) -> list[Sample]:
+    """Look at those that live: between two lives of a process there is nothing of it to see."""
+    found = []
+    for role, process in _processes(box).items():
         try:
-            total += path.stat().st_blocks * 512 if path.is_file() else 0
-        except FileNotFoundError:
-            # Removed between two looks, as files of a database are.
+            with process.oneshot():
+                memory = process.memory_info()
+                # PostgreSQL's buffers and the files of libraries are nobody's own.
+                own = memory.rss - memory.shared
+                found.append(Sample(role, process.pid, seconds, own, process.num_fds()))
+        except psutil.Error:
             continue
-    return total
+    return found
+
+
+def _processes(box: Appliance) -> dict[str, psutil.Process]:
+    found: dict[str, psutil.Process] = {}
+    try:
+        if pid := EmbeddedPostgres(box.data_dir).running_pid():
+            found[POSTMASTER] = psutil.Process(pid)
+        found[SUPERVISOR] = psutil.Process(box.process.pid if box.process else -1)
+        (found[ARBITER],) = [
+            child for child in found[SUPERVISOR].children() if child.pid != pid and "postgres" not in child.name()
+        ]
+        found[WORKER] = found[ARBITER].children()[0]
+    except (psutil.Error, ValueError, IndexError):
+        # What was found so far is there.
+        return found
+    return found
 
 
 def left_over(box: Appliance) -> list[str]:
