@@ -113,13 +113,14 @@ def test_what_is_no_backup_changes_nothing(new: Appliance, tmp_path: Path) -> No
         done = new.run("restore-backup", str(tmp_path / name), check=False)
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
-    assert rows(new) == 0
+    assert not new.data_dir.exists()
 
 
 def test_a_backup_that_is_cut_off_changes_nothing(box: Appliance, new: Appliance, tmp_path: Path) -> None:
     file = tmp_path / "all.dump"
     box.run("backup", str(file))
     file.write_bytes(file.read_bytes()[:-200])
+    new.start().stop()
     assert new.run("restore-backup", str(file), check=False).returncode == 1
     assert rows(new) == 0
 
@@ -209,7 +210,6 @@ def test_a_backup_of_each_older_version_becomes_a_database_of_this_one(
 def test_a_backup_whose_schema_cannot_be_brought_up_to_date_changes_nothing(
     new: Appliance, conn: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
-    new.run("status")
     # Its last step finds there what it would make.
     conn.execute("UPDATE installation SET schema_version = schema_version - 1")
     dump(conn, tmp_path / "odd.dump")
