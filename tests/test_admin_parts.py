@@ -304,6 +304,8 @@ def test_an_errand_is_done_in_the_background_and_what_came_of_it_is_remembered()
     def verify(job: str) -> Verdict:
         if job == "broken":
             raise ApplianceError("the database is away")
+        if job == "lost":
+            return Verdict(job=job, batches=0, objects=0, bytes=0, problems=("bucket acme is ahead",))
         return Verdict(job=job, batches=1, objects=2, bytes=3)
 
     def probe(bucket: str) -> Probe:
@@ -312,7 +314,13 @@ def test_an_errand_is_done_in_the_background_and_what_came_of_it_is_remembered()
         return Probe(bucket, held=["listing"], failures=[str(BucketError("writing failed: it is full"))])
 
     errands = Errands(verify, probe)
-    for kind, name in (("verify", "acme"), ("verify", "broken"), ("probe", "vault"), ("probe", "odd")):
+    for kind, name in (
+        ("verify", "acme"),
+        ("verify", "broken"),
+        ("verify", "lost"),
+        ("probe", "vault"),
+        ("probe", "odd"),
+    ):
         errands.ask(kind, name)  # type: ignore[arg-type]  # literals through a loop
     errands.wait_idle(10)
     verified, probed = errands.last("verify"), errands.last("probe")
@@ -320,6 +328,7 @@ def test_an_errand_is_done_in_the_background_and_what_came_of_it_is_remembered()
         "well",
         ("2 objects of 1 batch read, nothing found wrong",),
     )
+    assert (verified["lost"].state, verified["lost"].lines) == ("failed", ("bucket acme is ahead",))
     assert (verified["broken"].state, verified["broken"].lines) == ("failed", ("the database is away",))
     assert (probed["vault"].state, probed["vault"].lines) == (
         "failed",

@@ -112,8 +112,9 @@ def _of_probe(probe: Probe) -> tuple[State, list[str]]:
 
 
 def _of_verdict(verdict: Verdict) -> tuple[State, list[str]]:
-    read = f"{counted(verdict.objects, 'object', 'objects')} of {counted(verdict.batches, 'batch', 'batches')} read"
-    what = f"{read}, {len(verdict.findings) or 'nothing'} found wrong"
     found = [f"{one.bucket or 'ledger'}: {one.kind}: {one.key}: {one.what}" for one in verdict.findings]
     state: State = "damaged" if verdict.findings else "failed" if verdict.problems else "well"
-    return state, [what, *verdict.problems, *found]
+    if not verdict.batches:
+        return state, [*verdict.problems, *found] or ["nothing exported yet"]
+    read = f"{counted(verdict.objects, 'object', 'objects')} of {counted(verdict.batches, 'batch', 'batches')} read"
+    return state, [f"{read}, {len(verdict.findings) or 'nothing'} found wrong", *verdict.problems, *found]

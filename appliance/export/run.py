@@ -23,6 +23,7 @@ from appliance.store import counters, ledger, marks, reading, restoring, sealing
 from appliance.store.events import EXPORT_SCHEMA_VERSION, newest_id
 from appliance.store.ledger import Batch, Key
 from appliance.store.sealing import Writer
+from appliance.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,12 @@ class Run:
         with self._db.connection() as conn:
             settled = ledger.settle(conn, key)
         if settled:
-            log.info("export %s: batch %d delivered (%d events)", self._job, key.sequence, batch.row_count)
+            log.info(
+                "export %s: batch %d delivered (%s)",
+                self._job,
+                key.sequence,
+                counted(batch.row_count, "event", "events"),
+            )
             self._tally.batches += 1
             self._tally.row_count += batch.row_count
             self._unmarked_rows += batch.row_count

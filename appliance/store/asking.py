@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import psycopg
 
+from appliance.errors import SchemaError
 from appliance.store.database import Connection
 from appliance.store.reasons import READ_ONLY, reason_of
+from appliance.store.versions import check_server
 
 _CONNECT_TIMEOUT_SECONDS = 5
-_OLDEST_MAJOR_VERSION = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,10 @@ def _problems(conn: Connection) -> list[str]:
     ).fetchone()
     read_only, may_create = row or (False, True)
     found = []
-    if conn.info.server_version < _OLDEST_MAJOR_VERSION * 10_000:
-        found.append(f"the appliance needs PostgreSQL {_OLDEST_MAJOR_VERSION} or newer")
+    try:
+        check_server(conn)
+    except SchemaError as error:
+        found.append(str(error))
     if read_only:
         found.append(READ_ONLY)
     if not may_create:
