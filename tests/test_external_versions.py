@@ -17,7 +17,7 @@ from psycopg import sql
 from servers import Server, contents, exporting_to, ids_in, new_ids, post
 
 from appliance.store.attach import conninfo_of
-from appliance.store.database import Database
+from appliance.store.database import Database, fetch_value
 from appliance.store.embedded import EmbeddedPostgres
 from appliance.store.moving import TABLES
 
@@ -58,6 +58,14 @@ def test_a_server_whose_machine_is_gone_is_given_up_after_a_minute_unless_the_ur
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
         )
     assert (idle + interval * count, unanswered_ms) == (silent_seconds, 60_000)
+
+
+def test_a_server_gives_up_an_appliance_whose_machine_is_gone_after_a_minute(server: Server) -> None:
+    """What it has begun holds up the sealing of every other appliance until then."""
+    names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
+    with Database(server.url(server.new_database())) as db, db.connection() as conn:
+        idle, interval, count, unanswered_ms = (int(fetch_value(conn, f"SELECT current_setting('{n}')")) for n in names)
+    assert (idle + interval * count, unanswered_ms) == (60, 60_000)
 
 
 def everything(conninfo: str) -> dict[str, Any]:
