@@ -16,7 +16,7 @@ import pytest
 from conftest import S3Server, free_port, s3_server, store_events
 from exporting import MortalDatabase, Steps, World, chain, crash, exported_ids, exported_lines, watch
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, SchemaError
 from appliance.export import run
 from appliance.export.means import StoppedError
 from appliance.store import overview, runs
@@ -88,6 +88,22 @@ def test_a_run_leaves_the_work_to_another_that_is_under_way(world: World, monkey
     monkeypatch.setattr(runs, "LEASE_SECONDS", -1)
     runs.take_lease(world.conn, "acme", other)
     assert world.exporter().run("acme", wait_for_lease=True).row_count == 1
+    world.check()
+
+
+@pytest.mark.parametrize("step", [-1, 1], ids=["older", "newer"])
+def test_in_a_database_that_another_version_has_changed_since_the_start_nothing_is_exported(
+    world: World, step: int
+) -> None:
+    exporter = world.exporter()
+    store_events(world.db, 1)
+    world.conn.execute("UPDATE installation SET schema_version = schema_version + %s", (step,))
+    with pytest.raises(SchemaError, match="this version of the appliance knows"):
+        exporter.run("acme")
+    assert world.everything() == {"client": {}, "vault": {}}
+    assert not overview.read(world.conn).runs
+    world.conn.execute("UPDATE installation SET schema_version = schema_version - %s", (step,))
+    assert exporter.run("acme").row_count == 1
     world.check()
 
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import store_events
 from test_coverage import configure, deliver, seal
 
+from appliance.errors import SchemaError
 from appliance.store import ledger, marks
 from appliance.store.database import Database
 
@@ -112,6 +113,18 @@ def test_a_row_that_is_not_proven_delivered_to_all_stays(
     state(db, conn)
     conn.execute("UPDATE export_deliveries SET delivered_at = now() - interval '1 year' WHERE state = 'delivered'")
     assert delete(db) == 0
+    assert left(conn) == [("shop", 3)]
+
+
+@pytest.mark.parametrize("step", [-1, 1], ids=["older", "newer"])
+def test_in_a_database_of_another_version_nothing_is_deleted(db: Database, conn: Conn, step: int) -> None:
+    configure(db, {"acme": ["*"]})
+    store_events(db, 3)
+    export(db, "acme")
+    age(conn, KEEP_DAYS + 1)
+    conn.execute("UPDATE installation SET schema_version = schema_version + %s", (step,))
+    with pytest.raises(SchemaError, match="this version of the appliance knows"):
+        delete(db)
     assert left(conn) == [("shop", 3)]
 
 

@@ -13,7 +13,7 @@ from appliance.errors import DatabaseUnavailableError
 from appliance.export.means import Means, StoppedError
 from appliance.export.report import Report, Tally
 from appliance.export.run import Run
-from appliance.store import ledger, resting, runs, sealing
+from appliance.store import ledger, migrations, resting, runs, sealing
 from appliance.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,14 @@ class Exporter:
     ) -> Report:
         """Deliver everything there is to deliver. A bucket that fails is in the report, the other one goes on.
 
-        Raises BucketAheadError, DatabaseUnavailableError, BatchChangedError, StoppedError, and BucketError where only a
-        bucket that does not answer knows what a batch was made of. With `wait_for_lease` a run that another process has
-        under way, or has left behind, is waited for; with `spare_resting` buckets are left alone for a while after they
-        have failed. Of several appliances whose clocks say that the job is `due`, one runs it.
+        Raises BucketAheadError, DatabaseUnavailableError, SchemaError, BatchChangedError, StoppedError, and BucketError
+        where only a bucket that does not answer knows what a batch was made of. With `wait_for_lease` a run that
+        another process has under way, or has left behind, is waited for; with `spare_resting` buckets are left alone
+        for a while after they have failed. Of several appliances whose clocks say that the job is `due`, one runs it.
         """
+        with self.means.db.connection() as conn:
+            # This program may be older than another appliance's, or newer than the worker that has started it.
+            migrations.check_version(conn)
         holder = uuid4()
         with self._lease(job, holder, wait=wait_for_lease) as held:
             if not held:

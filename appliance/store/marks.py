@@ -9,6 +9,7 @@ from appliance.store import ledger
 from appliance.store.counters import COVERED
 from appliance.store.database import Connection, Database, fetch_value
 from appliance.store.events import delete_exported, mark_exported
+from appliance.store.migrations import check_version
 from appliance.store.ranges import ALL_SITES, Range, where
 
 # Ids that are gone through in one transaction: collecting goes on beside it, and sealing waits for it.
@@ -61,8 +62,12 @@ def touched_by_retention(conn: Connection, ranges: Sequence[Range]) -> bool:
 
 
 def _steps(db: Database, step: Callable[[Connection, str], int | None]) -> Iterator[int]:
-    """Do for each site, a transaction at a time, what there is to do; yield how many rows each has changed."""
+    """Do for each site, a transaction at a time, what there is to do; yield how many rows each has changed.
+
+    Raises SchemaError where an appliance of another version has changed what this one goes by.
+    """
     with db.connection() as conn:
+        check_version(conn)
         sites = _marked_sites(conn)
     for site in sites:
         while True:

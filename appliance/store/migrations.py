@@ -30,16 +30,31 @@ def migrate(conn: Connection, *, alone: bool = True) -> None:
         check_server(conn)
         take_turn(conn)
         if not alone:
-            _check_not_older(conn)
+            check_version(conn)
         bring_up_to_date(conn)
 
 
-def _check_not_older(conn: Connection) -> None:
+def check_version(conn: Connection) -> None:
+    """Raise SchemaError where the database is of another version of the appliance; one that holds none is no matter.
+
+    Another appliance on it may be upgraded first, and a program under one that still runs.
+    """
     version = current_version(conn)
-    if version is not None and version < SCHEMA_VERSION:
+    if version is None:
+        return
+    _check_not_newer(version)
+    if version < SCHEMA_VERSION:
         raise SchemaError(
             f"the database has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: start the "
             "appliance of this version first, which brings it up to date, or use the version that runs on it"
+        )
+
+
+def _check_not_newer(version: int) -> None:
+    if version > SCHEMA_VERSION:
+        raise SchemaError(
+            f"the database has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: "
+            "run the newer version that made it"
         )
 
 
@@ -55,11 +70,7 @@ def bring_up_to_date(conn: Connection) -> None:
         conn.execute(read_resource("schema.sql"))
         conn.execute("INSERT INTO installation (schema_version) VALUES (%s)", (SCHEMA_VERSION,))
         return
-    if version > SCHEMA_VERSION:
-        raise SchemaError(
-            f"the database has schema {version}, this version of the appliance knows {SCHEMA_VERSION}: "
-            "run the newer version that made it"
-        )
+    _check_not_newer(version)
     for step in range(version + 1, SCHEMA_VERSION + 1):
         _run_step(conn, step)
 
