@@ -83,6 +83,17 @@ def test_a_killed_part_comes_back_and_nothing_that_was_answered_is_lost(
     assert box.stop() == 0
 
 
+def test_processes_that_fork_have_a_single_thread_so_that_no_child_finds_a_lock_held_for_ever(
+    appliance: Callable[..., Appliance],
+) -> None:
+    box = appliance().start()
+    assert box.process is not None
+    # Native threads, too, which libraries start when they are loaded.
+    assert psutil.Process(box.process.pid).num_threads() == 1
+    assert parts(box)["arbiter"].num_threads() == 1
+    assert box.stop() == 0
+
+
 def test_a_killed_supervisor_takes_gunicorn_along_and_the_next_start_adopts_postgres(
     appliance: Callable[..., Appliance],
 ) -> None:

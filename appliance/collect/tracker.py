@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import re
 
-import minify
 from flask import Response, abort, request
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -63,6 +62,10 @@ def small(source: str) -> bytes:
     What the minifier leaves is done first: numbers go where their names stand, and `const` becomes `let`, which it
     joins to fewer statements.
     """
+    # Go is in it, and Go starts threads when it is loaded. Here, because a process that forks must have none: of its
+    # children, which find whatever those threads had locked locked for ever, one in many thousand would never start.
+    import minify  # noqa: PLC0415
+
     for name, number in _NAMED_NUMBER.findall(source):
         source = re.sub(rf"\b{name}\b", number, _without_declaration(source, name))
     return bytes(minify.string("application/javascript", re.sub(r"\bconst ", "let ", source)), "utf-8")
