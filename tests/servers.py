@@ -17,6 +17,7 @@ from uuid import uuid4
 import psutil
 import psycopg
 import pytest
+from blows import each
 from conftest import Appliance, free_port, http, wait_for
 
 from appliance.store import programs
@@ -129,8 +130,7 @@ class Server:
         """End all of it at once, as a power cut does to the machine it is on."""
         assert self.process is not None
         postmaster = psutil.Process(self.process.pid)
-        for process in [postmaster, *postmaster.children(recursive=True)]:
-            process.kill()
+        each([postmaster, *postmaster.children(recursive=True)], signal.SIGKILL)
         self.process.wait(30)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from blows import each
 from conftest import Appliance
 from test_serve import post, stored
 
@@ -28,9 +29,7 @@ def cut_the_power(box: Appliance) -> Path:
     postmaster = psutil.Process(EmbeddedPostgres(box.data_dir).running_pid())
     processes = [postmaster, *postmaster.children(recursive=True)]
     box.kill()
-    for process in processes:
-        if process.is_running():
-            process.send_signal(signal.SIGKILL)
+    each(processes, signal.SIGKILL)
     psutil.wait_procs(processes, timeout=20)
     return box.data_dir / "postgres" / "postmaster.pid"
 

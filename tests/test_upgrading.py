@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from blows import each
 from conftest import Appliance, http, make_event, wait_for
 from test_serve import post, stored
 
@@ -194,8 +195,7 @@ def test_one_that_was_killed_recovers_first_whoever_has_its_number_now(old_box: 
         with psycopg.connect(conninfo) as conn:
             events.copy_in(conn, [make_event()])
         processes = [server, *server.children(recursive=True)]
-        for process in processes:
-            process.kill()
+        each(processes, signal.SIGKILL)
         psutil.wait_procs(processes[1:], timeout=20)
     pid_file = cluster / "postmaster.pid"
     _, *rest = pid_file.read_text().split("\n")
