@@ -65,7 +65,7 @@ class Committer:
         except (DatabaseUnavailableError, psycopg.Error):
             self._recent.forget()
             raise
-        self._recent.add(event.event_id for event in unknown if event.event_id not in outcome.refused)
+        self._recent.add([e for e in unknown if e.event_id not in outcome.refused] if outcome.refused else unknown)
         if outcome.everything_is_new and len(unknown) < len(events):
             return Outcome(new={event.event_id for event in unknown})
         return outcome

@@ -1,12 +1,14 @@
 """The ids of events that were stored lately: most duplicates come seconds after the event itself."""
 
 from collections.abc import Iterable, Sequence
-from uuid import UUID
+from operator import attrgetter
 
 from appliance.store.events import Event
 
 # Of each of two generations; 150 bytes each.
 _IDS = 10_000
+# As numbers: UUIDs themselves are hashed and compared in Python.
+_ID = attrgetter("event_id.int")
 
 
 class RecentIds:
@@ -17,20 +19,23 @@ class RecentIds:
     """
 
     def __init__(self) -> None:
-        self._young: set[UUID] = set()
-        self._old: set[UUID] = set()
+        self._young: set[int] = set()
+        self._old: set[int] = set()
 
     def unknown(self, events: Sequence[Event]) -> list[Event]:
-        """Return the events whose ids are not known to be in the table, in their order; of equal ones the first."""
-        found: dict[UUID, Event] = {}
+        """Return the events whose ids are not known to be in the table, in their order; of equal ids the first."""
+        ids = set(map(_ID, events))
+        if len(ids) == len(events) and ids.isdisjoint(self._young) and ids.isdisjoint(self._old):
+            return list(events)
+        found: dict[int, Event] = {}
         for event in events:
-            if event.event_id not in self._young and event.event_id not in self._old:
-                found.setdefault(event.event_id, event)
+            if _ID(event) not in self._young and _ID(event) not in self._old:
+                found.setdefault(_ID(event), event)
         return list(found.values())
 
-    def add(self, ids: Iterable[UUID]) -> None:
-        """Note ids that are committed."""
-        self._young.update(ids)
+    def add(self, events: Iterable[Event]) -> None:
+        """Note events that are committed."""
+        self._young.update(map(_ID, events))
         if len(self._young) >= _IDS:
             self._young, self._old = set(), self._young
 

@@ -47,8 +47,6 @@ _INSERTED = ", ".join(INSERTED_COLUMNS)
 _values_of = attrgetter(*INSERTED_COLUMNS)
 # All events of a request have arrived at one moment.
 _arrival_text = lru_cache(64)(datetime.isoformat)
-# Where the moments stand in a row behind its event_id.
-_TIMESTAMP, _CREATED_AT = (INSERTED_COLUMNS.index(name) - 1 for name in ("timestamp", "created_at"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +98,29 @@ def insert_new(conn: Connection, events: Sequence[Event]) -> set[UUID]:
 def _copy(conn: Connection, table: str, events: Sequence[Event]) -> None:
     with conn.cursor().copy(f"COPY {table} ({_INSERTED}) FROM STDIN") as copy:
         for event in events:
-            event_id, *values = event.as_row()
-            # As text: it takes psycopg four times as long to find out what a UUID and a moment are.
-            values[_TIMESTAMP] = event.timestamp.isoformat()
-            values[_CREATED_AT] = _arrival_text(event.created_at)
-            copy.write_row((event_id.hex, *values))
+            copy.write_row(_as_text(event))
+
+
+def _as_text(event: Event) -> tuple[str | None, ...]:
+    """Return the values in the order of INSERTED_COLUMNS, for COPY.
+
+    It takes psycopg four times as long to find out what a UUID and a moment are, and Python half as long again to do
+    this for whatever columns there are.
+    """
+    return (
+        event.event_id.hex,
+        event.event_type,
+        event.session_id,
+        event.visitor_id,
+        event.site_id,
+        event.timestamp.isoformat(),
+        event.url,
+        event.path,
+        event.user_agent,
+        event.ip_address,
+        event.raw_event_data,
+        _arrival_text(event.created_at),
+    )
 
 
 def newest_id(conn: Connection) -> int:
