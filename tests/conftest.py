@@ -91,25 +91,28 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
         server.release()
 
 
-@pytest.fixture
-def conninfo(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """A database of the test's own."""
-    name = f"t_{uuid4().hex}"
+@contextmanager
+def database(postgres: EmbeddedPostgres, template: str, name: str) -> Iterator[str]:
+    """Make a copy of a database, to which nobody may be connected, for as long as this lasts; yields how to connect."""
     with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE template_of_tests")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield psycopg.conninfo.make_conninfo(postgres.conninfo, dbname=name)
     with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
+def conninfo(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database of the test's own."""
+    with database(postgres, "template_of_tests", f"t_{uuid4().hex}") as conninfo:
+        yield conninfo
+
+
+@pytest.fixture
 def empty(postgres: EmbeddedPostgres) -> Iterator[str]:
     """A database with nothing in it."""
-    name = f"empty_{uuid4().hex}"
-    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        yield psycopg.conninfo.make_conninfo(postgres.conninfo, dbname=name)
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with database(postgres, "template1", f"empty_{uuid4().hex}") as conninfo:
+        yield conninfo
 
 
 @pytest.fixture

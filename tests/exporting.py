@@ -89,15 +89,6 @@ class World:
 
 
 @contextmanager
-def database(postgres: EmbeddedPostgres, template: str, name: str) -> Iterator[None]:
-    """Make a copy of a database, of which nobody may have a connection."""
-    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        yield
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@contextmanager
 def world_of(postgres: EmbeddedPostgres, name: str, s3: S3Server, directory: Path) -> Iterator[World]:
     conninfo = make_conninfo(postgres.conninfo, dbname=name)
     with Database(conninfo) as db, psycopg.connect(conninfo, autocommit=True) as conn:

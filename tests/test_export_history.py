@@ -7,8 +7,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from conftest import S3Server, store_events
-from exporting import CrashError, World, crash, database, failing, watch, world_of
+from conftest import S3Server, database, store_events
+from exporting import CrashError, World, crash, failing, watch, world_of
 
 from appliance.errors import BucketAheadError
 from appliance.export import run

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 import pytest
 from calls import Blow, Calls, bucket_door, postgres_door
-from conftest import S3Server, store_events
-from exporting import Contents, World, crash, database, world_of
+from conftest import S3Server, database, store_events
+from exporting import Contents, World, crash, world_of
 from forks import SMALL_AND_HASTY, Forks, forks
 from psycopg.conninfo import make_conninfo
 

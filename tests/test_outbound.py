@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,38 +17,28 @@ from urllib.parse import urlencode
 
 import pytest
 from conftest import Appliance, http, s3_server, wait_for
-from exporting import database, exported_ids
+from exporting import exported_ids
 from outbound import Sent, in_a_network_of_its_own, sent, strays, traced
-from psycopg.conninfo import make_conninfo
 from signals import listening
 from windows import PASSWORD, PATHS
-
-from appliance.store.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace: apt-get install strace")
 
 
 def test_the_whole_appliance_reaches_nobody_but_its_buckets_its_alerts_and_its_database(
     appliance: Callable[..., Appliance],
-    empty_database: str,
+    empty: str,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As on a user's machine, where boto3 may look for keys and regions in an instance's metadata.
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
-    calls, allowed = in_a_network_of_its_own(lambda: live_a_day(Traced(appliance, tmp_path), tmp_path, empty_database))
+    calls, allowed = in_a_network_of_its_own(lambda: live_a_day(Traced(appliance, tmp_path), tmp_path, empty))
     used = {call.where for call in calls}
     assert allowed <= used, "what is allowed is used, or nothing would have been recorded"
     # Both databases have their sockets there.
     assert strays(calls, addresses=allowed, below=tmp_path_factory.getbasetemp()) == []
-
-
-@pytest.fixture
-def empty_database(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """A database of somebody's own."""
-    with database(postgres, "template1", "outbound"):
-        yield make_conninfo(postgres.conninfo, dbname="outbound")
 
 
 @dataclass

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from conftest import S3Server, make_event, store_events
-from exporting import CrashError, MortalDatabase, Steps, World, exported_ids, watch
+from conftest import S3Server, database, make_event, store_events
+from exporting import CrashError, MortalDatabase, Steps, World, exported_ids, watch, world_of
 
 from appliance.errors import BucketAheadError, BucketError, RestoreError
 from appliance.export.restore import Restore, Restored, give_up
@@ -52,12 +52,8 @@ def install(postgres: EmbeddedPostgres, tmp_path: Path) -> Iterator[Callable[[Wo
 @contextmanager
 def installation(postgres: EmbeddedPostgres, world: World, directory: Path) -> Iterator[World]:
     name = f"fresh_{uuid4().hex}"
-    conninfo = psycopg.conninfo.make_conninfo(postgres.conninfo, dbname=name)
-    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE template_of_tests")
-        with Database(conninfo) as db, psycopg.connect(conninfo, autocommit=True) as conn:
-            yield same_buckets(World(db, conn, world.s3, directory), world)
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with database(postgres, "template_of_tests", name), world_of(postgres, name, world.s3, directory) as fresh:
+        yield same_buckets(fresh, world)
 
 
 def same_buckets(one: World, other: World) -> World:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -20,7 +20,6 @@ from catalog import described
 from conftest import Appliance, http, wait_for
 from exporting import chain, exported_ids
 
-from appliance.store.embedded import EmbeddedPostgres
 from appliance.store.migrations import SCHEMA_VERSION, current_version
 
 HERE = Path(__file__).parent
@@ -32,17 +31,12 @@ HELD_TABLE = "export_deliveries"
 
 
 @pytest.fixture
-def old(postgres: EmbeddedPostgres) -> Iterator[str]:
+def old(empty: str) -> str:
     """The first version's database."""
-    name = f"first_{uuid4().hex}"
-    with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        url = psycopg.conninfo.make_conninfo(postgres.conninfo, dbname=name)
-        with psycopg.connect(url) as conn:
-            conn.execute((HERE / "schemas" / "0001.sql").read_text())
-            conn.execute((FIRST / "database.sql").read_text())
-        yield url
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with psycopg.connect(empty) as conn:
+        conn.execute((HERE / "schemas" / "0001.sql").read_text())
+        conn.execute((FIRST / "database.sql").read_text())
+    return empty
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def check_version(file: Path) -> None:
     command = [str(binary("pg_restore")), "--data-only", "--table=installation", "--file=-", str(file)]
     done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - PostgreSQL's own
     if done.returncode != 0:
-        raise BackupError(_failed(done.stderr))
+        raise BackupError(_failed("pg_restore", done.stderr))
     version = _version_in(done.stdout.splitlines())
     if version is None:
         raise BackupError(f"{file} is no backup of an appliance: it has no table installation with a row")
@@ -137,11 +137,11 @@ def _restore(conn: Connection, file: Path, tell: Callable[[int], None]) -> None:
             raise BackupError(f"{file} cannot be restored: {first_line(error)}") from error
         if restore.wait() != 0:
             complaints.seek(0)
-            raise BackupError(_failed(complaints.read()))
+            raise BackupError(_failed("pg_restore", complaints.read()))
 
 
-def _failed(complaints: bytes) -> str:
-    return f"pg_restore failed: {complaints.decode(errors='replace').strip()[:_SHOWN_CHARS]}"
+def _failed(program: str, complaints: bytes) -> str:
+    return f"{program} failed: {complaints.decode(errors='replace').strip()[:_SHOWN_CHARS]}"
 
 
 def _replay(conn: Connection, script: Iterable[bytes]) -> None:
@@ -200,7 +200,7 @@ def _dump(conninfo: str, file: Path, tell: Callable[[int], None]) -> None:
             raise
         if process.returncode != 0:
             complaints.seek(0)
-            raise BackupError(f"pg_dump failed: {complaints.read().decode(errors='replace').strip()[:_SHOWN_CHARS]}")
+            raise BackupError(_failed("pg_dump", complaints.read()))
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
