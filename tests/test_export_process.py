@@ -116,7 +116,16 @@ def test_it_and_its_connections_let_everything_else_on_the_machine_go_first(
 
 
 def makes_way(pid: int) -> bool:
-    return os.sched_getscheduler(pid) == os.SCHED_IDLE or psutil.Process(pid).nice() > 0
+    """Return whether a process steps back within its session, and its session behind the others where that matters."""
+    steps_back = os.sched_getscheduler(pid) == os.SCHED_IDLE or psutil.Process(pid).nice() > 0
+    return steps_back and session_niceness(pid) != 0
+
+
+def session_niceness(pid: int) -> int | None:
+    """Read /autogroup-25 nice 19; None where Linux does not weigh sessions."""
+    group = Path(f"/proc/{pid}/autogroup")
+    words = group.read_text().split() if group.exists() else []
+    return int(words[-1]) if words else None
 
 
 def test_told_to_stop_it_ends_at_its_next_safe_point(runs: Runs, db: Database, conn: psycopg.Connection[Any]) -> None:

@@ -35,7 +35,13 @@ def send(urls: Sequence[str], alert: Alert, *, seconds: float = SECONDS) -> list
     """Send a message to every URL, all at once, and return how it went in their order."""
     content = json.dumps({"urls": list(urls), "title": alert.title, "text": alert.text, "seconds": seconds})
     with subprocess.Popen(  # noqa: S603 - our own
-        _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        _COMMAND,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # It steps back as a whole (priority.py).
+        start_new_session=True,
     ) as child:
         try:
             answer, _ = child.communicate(content, timeout=seconds)

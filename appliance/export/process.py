@@ -68,7 +68,11 @@ def _do_apart(  # noqa: PLR0913 - all that the child is told
     task: str, settings: Settings, name: str, *, conninfo: str, stopping: threading.Event, due: datetime | None = None
 ) -> Any:
     ended = threading.Event()
-    with subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as child:  # noqa: S603 - our own
+    # A session of its own steps back as a whole (priority.py), and hears nothing of a terminal's Ctrl-C: the worker
+    # tells it to stop in its own time.
+    with subprocess.Popen(  # noqa: S603 - our own
+        _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+    ) as child:
         assert child.stdin is not None  # noqa: S101 - both are pipes
         assert child.stdout is not None  # noqa: S101
         try:
@@ -109,8 +113,6 @@ def main() -> None:
     """Run the job that standard input tells, and answer with its report or its error."""
     # Before there are threads, which inherit it. Somebody waits for an event's answer, nobody for this.
     step_back(os.getpid())
-    # Ctrl-C goes to every process of a terminal; the worker tells this one to stop in its own time.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answer = os.dup(1)
     # What a library may print must not get into the answer.
     os.dup2(2, 1)
