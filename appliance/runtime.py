@@ -115,6 +115,10 @@ class Runtime:
         """Return how much waits in the spool."""
         return 0 if self.spool.empty else self.spool.used_bytes
 
+    def note_unread(self, reason: str) -> None:
+        """Let the owner see that a request was refused before anybody knew what it wanted."""
+        self.refusals.note("request", reason)
+
     def _verify(self, job: str) -> Verdict:
         return verify_apart(self.settings, job, conninfo=self._conninfo, stopping=self.stopping)
 

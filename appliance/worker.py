@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -128,6 +128,7 @@ class Worker(ThreadWorker):
         self._dropped = 0
         self._swept_at = 0.0
         self._max_body_bytes = _MIN_READ_BYTES
+        self._note_unread: Callable[[str], None] = log.debug
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -136,6 +137,7 @@ class Worker(ThreadWorker):
         runtime: Runtime = self.wsgi.extensions["appliance"]
         self._max_body_bytes = max(_MIN_READ_BYTES, runtime.settings.collect.max_body_bytes + 1)
         runtime.web = self.figures
+        self._note_unread = runtime.note_unread
         runtime.start()
         try:
             self._serve()
@@ -190,7 +192,7 @@ class Worker(ThreadWorker):
             self._leave_incomplete(conn)
             # Who has sent nothing gets no answer: browsers open connections in advance.
             if conn.incoming.buffer:
-                self._refuse(conn, 408)
+                self._refuse(conn, 408, f"it was not here whole after {REQUEST_SECONDS:.0f} seconds")
             else:
                 self._close(conn)
         for room in (self._idle, self._lingering):
@@ -300,7 +302,7 @@ class Worker(ThreadWorker):
             self._leave_incomplete(conn)
             # A client that has only shut its own side hears that its request is not whole.
             if conn.incoming.buffer:
-                self._refuse(conn, 400)
+                self._refuse(conn, 400, "its client ended in the middle of it")
             else:
                 self._close(conn)
             return
@@ -313,7 +315,7 @@ class Worker(ThreadWorker):
             request = conn.incoming.take()
         except FramingError as error:
             self._leave_incomplete(conn)
-            self._refuse(conn, error.status)
+            self._refuse(conn, error.status, str(error))
             return
         if request is None:
             self._wait_for_request(conn)
@@ -325,7 +327,7 @@ class Worker(ThreadWorker):
         if unread_bytes(conn.sock) > _UNREAD_BYTES:
             self._close(conn)
         elif self._busy >= self.cfg.threads + _MAX_QUEUED:
-            self._refuse(conn, 503)
+            self._refuse(conn, 503, "too many requests wait for a thread")
         else:
             self._busy += 1
             self.tpool.submit(partial(self._answer, conn, request, time.monotonic()))
@@ -343,9 +345,10 @@ class Worker(ThreadWorker):
 
     # -- refusing -----------------------------------------------------------------------------------------------------
 
-    def _refuse(self, conn: _Connection, status: int) -> None:
+    def _refuse(self, conn: _Connection, status: int, reason: str) -> None:
         """Answer from the main loop what needs no thread, and end the connection."""
         self._refused[status] += 1
+        self._note_unread(reason)
         send_now(conn.sock, refusal(status))
         self._linger(conn)
 
@@ -407,6 +410,7 @@ class Worker(ThreadWorker):
             log.debug("a request that is none")
         except errors.ParseException as error:
             status = next((code for kind, code in _PARSER_STATUS.items() if isinstance(error, kind)), 400)
+            self._note_unread(f"it is no request that can be read ({type(error).__name__})")
             send_now(answering.conn.sock, refusal(status))
         except OSError as error:
             log.debug("a client went away or does not read its answer: %s", error)

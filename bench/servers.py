@@ -135,6 +135,9 @@ class _Idle:
         self.settings = settings
         self.stopping = threading.Event()
 
+    def note_unread(self, reason: str) -> None:
+        """Note nothing."""
+
     def start(self) -> None:
         """Start nothing."""
 

@@ -596,6 +596,24 @@ def is_kept(collector: Collector, body: bytes) -> bool:
         return False
 
 
+UNREAD: dict[str, tuple[bytes, int]] = {
+    "the body is too large": (b"POST /collect HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", 413),
+    "the head of the request is too large": (b"GET /%s HTTP/1.1\r\n" % (b"x" * 40_000), 431),
+    "the length of the body is no number": (b"POST /collect HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+    "its client ended in the middle of it": (b"POST /collect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{", 400),
+    "it is no request that can be read (InvalidHTTPVersion)": (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 400),
+}
+
+
+def test_what_is_refused_before_it_is_read_can_be_seen_too(collector: Collector) -> None:
+    def reasons() -> set[str]:
+        return {r for (r,) in collector.conn.execute("SELECT DISTINCT reason FROM quarantine WHERE kind = 'request'")}
+
+    for request, status in UNREAD.values():
+        assert raw_status(collector.box, request) == status
+    wait_for(lambda: set(UNREAD) <= reasons(), "the quarantine", seconds=20)
+
+
 UNWANTED: dict[str, tuple[bytes, dict[str, str]]] = {
     "a stranger's event": (b'{"eventType": "x", "siteId": "shop", "n": "CONTENT"}', {"Origin": "https://evil.example"}),
     "a stranger's bad event": (b'[{"siteId": "shop", "n": "CONTENT"}, null]', {"Origin": "https://evil.example"}),

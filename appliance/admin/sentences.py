@@ -23,6 +23,7 @@ KINDS = {
     "event": "an event that is wrong in itself",
     "media type": "sent as something else than JSON",
     "origin": "from pages of another address",
+    "request": "no request that can be read, not whole in time, or too many at once",
     "site": "for a site that is not configured",
     "site rate": "too many requests of this site",
     "size": "too large",

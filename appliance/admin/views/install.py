@@ -31,6 +31,7 @@ _ADVICE = {
     "event": "The events themselves are wrong: the Quarantine shows them.",
     "database": "The database did not take these events: the Quarantine shows them.",
     "body": "What was sent is no JSON that can be read: the Quarantine shows it.",
+    "request": "Programs that look for weak spots send such requests, and browsers whose network breaks off.",
     "size": "Send less at once, or raise collect.max_body_bytes and collect.max_batch_events.",
     "media type": "Send application/json or text/plain; tracking.js does so by itself.",
 }
