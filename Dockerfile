@@ -34,14 +34,18 @@ RUN /opt/build/bin/pip wheel --no-build-isolation --no-deps --wheel-dir /build/w
     && /opt/build/bin/pip --python /opt/appliance/bin/python3 install --no-deps --no-index /build/wheels/*.whl
 
 FROM python:3.13-slim-trixie
+LABEL org.opencontainers.image.title="appliance" \
+      org.opencontainers.image.description="Self-hosted collection of raw web events, exported whole to your own S3 buckets." \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="0.1.0"
 # A fixed number, so that a volume keeps its owner from image to image. PostgreSQL needs it to have a name.
 RUN useradd --system --uid 10001 --home-dir /data --no-create-home appliance \
-    && mkdir /data /etc/appliance && chown appliance: /data && chmod 700 /data
+    && mkdir /data && chown appliance: /data && chmod 700 /data
 COPY --from=build /opt/appliance /opt/appliance
 ENV PATH=/opt/appliance/bin:$PATH PYTHONUNBUFFERED=1
 USER appliance
-# config.toml is looked for here: -v ./config.toml:/etc/appliance/config.toml:ro
-WORKDIR /etc/appliance
+# config.toml is looked for here: -v ./config.toml:/config.toml:ro
+WORKDIR /
 VOLUME /data
 EXPOSE 8080
 HEALTHCHECK --start-period=60s --interval=30s --timeout=5s CMD ["appliance", "healthcheck"]

@@ -44,6 +44,24 @@ def test_the_container_may_do_as_little_as_the_one_of_the_image_test(services: d
         assert [option for option in [*options, "--security-opt no-new-privileges"] if option not in text] == []
 
 
+def test_the_image_is_labelled_with_what_the_package_says_of_itself() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', (ROOT / "Dockerfile").read_text()))
+    assert labels == {
+        "title": project["name"],
+        "description": project["description"],
+        "licenses": project["license"],
+        "version": project["version"],
+    }
+
+
+def test_documents_mount_the_configuration_where_the_image_looks_for_it() -> None:
+    (where,) = re.findall(r"^WORKDIR (\S+)$", (ROOT / "Dockerfile").read_text().split("\nFROM ")[-1], re.MULTILINE)
+    for name in ("README.md", "docs/deploy.md", "deploy/compose.yaml", "Dockerfile"):
+        mounted = re.findall(r"config\.toml:(\S+config\.toml):ro", (ROOT / name).read_text())
+        assert mounted == [str(Path(where) / "config.toml")], name
+
+
 def test_what_the_containers_are_told_is_a_right_configuration(
     services: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

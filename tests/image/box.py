@@ -80,7 +80,9 @@ class Box:
 
     def create(self, image: str) -> "Box":
         """Start a new container on the volume, which is made where there is none."""
-        config = f"{self.directory / 'config.toml'}:/etc/appliance/config.toml:ro"
+        # Each image says itself where it looks for the file: an older one looks elsewhere.
+        where = Path(self.engine.command("image", "inspect", "--format", "{{.Config.WorkingDir}}", image).strip())
+        config = f"{self.directory / 'config.toml'}:{where / 'config.toml'}:ro"
         volumes = ("--volume", f"{self.name}:/data", "--volume", config)
         self.engine.run("--detach", "--name", self.name, *OPTIONS.split(), *volumes, image)
         return self._open(image)
