@@ -1,6 +1,8 @@
 """`appliance backup` writes the whole database into a file, and `restore-backup` makes an empty one the same."""
 
+import errno
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -14,10 +16,12 @@ from catalog import described
 from conftest import Appliance, store_events
 
 from appliance.cli import progress
+from appliance.errors import BackupError
 from appliance.store import dumps
 from appliance.store.database import Database
 from appliance.store.embedded import EmbeddedPostgres
 from appliance.store.migrations import SCHEMA_VERSION
+from appliance.store.programs import binary
 
 TABLES = ("installation", "events_log", "event_counts", "export_coverage", "export_batches", "export_deliveries")
 
@@ -98,6 +102,54 @@ def test_a_backup_that_fails_leaves_nothing_behind(box: Appliance, tmp_path: Pat
     done = box.run("backup", str(tmp_path / "missing" / "all.dump"), check=False)
     assert (done.returncode, "cannot be written: No such file or directory" in done.stderr) == (1, True)
     assert [path.name for path in tmp_path.glob("*.unfinished")] == []
+
+
+def test_of_two_backups_of_one_name_at_once_one_is_whole_and_the_other_says_so(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dumps, "_LOOK_SECONDS", 0.001)
+    file = tmp_path / "all.dump"
+    store_events(db, 3)
+
+    def second(_size: int) -> None:
+        if not file.exists():
+            dumps.dump(db.conninfo, file)
+            store_events(db, 2_000)
+
+    with pytest.raises(BackupError, match="has come there meanwhile, and stays"):
+        dumps.dump(db.conninfo, file, tell=second)
+    with db.connection() as conn:
+        dumps.load(conn, file, tell=lambda _size: None)
+        assert conn.execute("SELECT count(*) FROM events_log").fetchone() == (3,)
+    assert [path.name for path in tmp_path.iterdir()] == ["all.dump"]
+
+
+def test_a_backup_goes_to_a_file_system_without_links_too(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)
+    dumps.dump(db.conninfo, tmp_path / "all.dump")
+    dumps.check_version(tmp_path / "all.dump")
+    assert [path.name for path in tmp_path.iterdir()] == ["all.dump"]
+
+
+def test_what_one_server_alone_says_of_its_columns_keeps_no_backup_from_being_restored(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PostgreSQL 15.20 does it."""
+    store_events(db, 3)
+    dumps.dump(db.conninfo, tmp_path / "all.dump")
+    stamp = "ALTER TABLE ONLY public.events_log ALTER COLUMN event_id SET (pg_attver=35303080);"
+    program = tmp_path / "pg_restore"
+    program.write_text(f'#!/bin/sh\n{binary("pg_restore")} "$@" && echo "{stamp}"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(dumps, "binary", lambda _name: program)
+    with db.connection() as conn:
+        dumps.load(conn, tmp_path / "all.dump", tell=lambda _size: None)
+        assert conn.execute("SELECT count(*) FROM events_log").fetchone() == (3,)
 
 
 def test_a_database_with_events_is_not_replaced(box: Appliance, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from appliance.disk import sync
 from appliance.errors import ApplianceError, StartError
 from appliance.store.events import INSERTED_COLUMNS, Event
 
@@ -120,7 +121,8 @@ class Spool:
         file = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._file, self._active = file, segment
         self._sizes[segment] = 0
-        _sync_directory(self._directory)
+        # A new file must be found again after a power cut.
+        sync(self._directory)
         return file, segment
 
     def _close_active(self) -> None:
@@ -198,12 +200,3 @@ def _event(row: list[Any]) -> Event:
     for moment in ("timestamp", "created_at"):
         fields[moment] = datetime.fromisoformat(fields[moment])
     return Event(**fields)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make sure that a new file is found again after a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

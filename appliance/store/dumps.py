@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from appliance.disk import place, sync
 from appliance.errors import BackupError
 from appliance.store.database import Connection, fetch_value, first_line
 from appliance.store.migrations import SCHEMA_VERSION, bring_up_to_date, take_turn
@@ -28,6 +29,9 @@ _ROWS_FOLLOW = b" FROM stdin;\n"
 _ROWS_END = b"\\.\n"
 _OF_INSTALLATION = re.compile(rb"COPY \S+ \((.+)\) FROM stdin;")
 _UNKNOWN_BEFORE_17 = b"SET transaction_timeout = 0;\n"
+# Some servers stamp each column with an option of their own (PostgreSQL 15.20 does), which pg_dump repeats and no other
+# server takes. The appliance sets no options of columns, so none is lost.
+_COLUMN_OPTION = re.compile(rb"ALTER TABLE ONLY \S+ ALTER COLUMN \S+ SET \(.*\);\n")
 
 
 def dump(conninfo: str, file: Path, *, tell: Callable[[int], None] = lambda _size: None) -> None:
@@ -38,14 +42,19 @@ def dump(conninfo: str, file: Path, *, tell: Callable[[int], None] = lambda _siz
     """
     if file.exists():
         raise BackupError(f"{file} is there already: choose another name")
-    unfinished = file.with_name(f"{file.name}.unfinished")
     try:
-        unfinished.touch(mode=0o600)
+        # A name of its own: two backups at once, or what a killed one has left running, must not share a file.
+        descriptor, name = tempfile.mkstemp(prefix=f"{file.name}.", suffix=".unfinished", dir=file.parent)
+        os.close(descriptor)
+    except OSError as error:
+        raise BackupError(f"{file} cannot be written: {error.strerror}") from error
+    unfinished = Path(name)
+    try:
         _dump(conninfo, unfinished, tell)
-        _sync(unfinished)
-        # A link does not replace what has come there meanwhile.
-        os.link(unfinished, file)
-        _sync(file.parent)
+        sync(unfinished)
+        if not place(unfinished, file):
+            raise BackupError(f"{file} has come there meanwhile, and stays: choose another name")
+        sync(file.parent)
     except OSError as error:
         raise BackupError(f"{file} cannot be written: {error.strerror}") from error
     finally:
@@ -153,9 +162,14 @@ def _replay(conn: Connection, script: Iterable[bytes]) -> None:
             conn.execute(b"".join(statements))
             statements.clear()
             _copy(conn, line, lines)
-        elif not line.startswith(b"\\") and line != _UNKNOWN_BEFORE_17:
+        elif not _is_left_out(line):
             statements.append(_for_now(line))
     conn.execute(b"".join(statements))
+
+
+def _is_left_out(line: bytes) -> bool:
+    """Return whether a line is psql's own, or what one version alone understands."""
+    return line.startswith(b"\\") or line == _UNKNOWN_BEFORE_17 or _COLUMN_OPTION.fullmatch(line) is not None
 
 
 def _told(lines: Iterable[bytes], tell: Callable[[int], None]) -> Iterator[bytes]:
@@ -233,11 +247,3 @@ def _variables(parameters: Mapping[str, object]) -> dict[str, str]:
         for keyword, value in parameters.items()
         if (variable := names.get(keyword)) is not None and value is not None
     }
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

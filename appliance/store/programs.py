@@ -134,15 +134,6 @@ def was_shut_down(cluster: Path) -> bool:
     return "Database cluster state: shut down pg_control" in control
 
 
-def sync_directory(directory: Path) -> None:
-    """Make sure that renamed files are found under their new names after a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def die_with_parent() -> None:
     """End with the process that started this one, however that ends: nobody else would stop the orphan."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from appliance.disk import sync
 from appliance.errors import StartError
 from appliance.log import Seldom
 from appliance.store.leftovers import clear_stale_locks
@@ -33,7 +34,6 @@ from appliance.store.programs import (
     make_private,
     postmaster_of,
     run_program,
-    sync_directory,
     write_admission,
 )
 
@@ -112,11 +112,11 @@ class Upgrade:
             if version is not None:
                 self._make_copy_or_clear_up(version)
                 self._work.rename(self._done)
-                sync_directory(self._data_dir)
+                sync(self._data_dir)
                 self._old.rename(self._kept_as(version))
-                sync_directory(self._data_dir)
+                sync(self._data_dir)
             self._done.rename(self._old)
-            sync_directory(self._data_dir)
+            sync(self._data_dir)
         finally:
             self._let_go()
         shutil.rmtree(self._failed, ignore_errors=True)

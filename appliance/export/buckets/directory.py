@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from appliance.config import DirectoryBucket as DirectorySettings
+from appliance.disk import place, sync
 from appliance.errors import BucketError
 from appliance.export.buckets import Listed
 from appliance.export.buckets.checks import READ_BYTES, ActionError, check_probe, foreign, pieces_of, sha256_of
@@ -87,11 +88,12 @@ class DirectoryBucket:
                 writer.flush()
                 os.fsync(writer.fileno())
             target.parent.mkdir(parents=True, exist_ok=True)
-            _place(temporary, target)
+            # Where another run was faster, the caller checks whether its bytes are ours.
+            place(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
         for directory in (target.parent, *target.parent.relative_to(self._root).parents):
-            _sync_directory(self._root / directory)
+            sync(self._root / directory)
 
     @contextmanager
     def _errors(self, action: str, key: str) -> Iterator[None]:
@@ -128,25 +130,3 @@ def _clear(incoming: Path) -> None:
         with suppress(FileNotFoundError):
             if left_over.stat().st_mtime < time.time() - _LEFT_OVER_SECONDS:
                 left_over.unlink()
-
-
-def _place(temporary: Path, target: Path) -> None:
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        # Another run was faster; whether its bytes are ours is checked by the caller.
-        return
-    except OSError as error:
-        # Some network file systems have no links.
-        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}:
-            raise
-        if not target.exists():
-            temporary.rename(target)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
