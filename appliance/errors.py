@@ -30,6 +30,10 @@ class DatabaseUnavailableError(ApplianceError):
     """The database cannot be reached just now; trying again later is right."""
 
 
+class StatementFailedError(DatabaseUnavailableError):
+    """The database answers and did not do this, for a reason that blames no row; it may well do other things."""
+
+
 class SchemaError(ApplianceError):
     """The database holds a schema, or is a PostgreSQL, that this version cannot work with."""
 

@@ -1,5 +1,7 @@
 """What the spool holds reaches the table, in whatever state the database is and whatever it thinks of single events."""
 
+import random
+import string
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +13,7 @@ import psycopg
 import pytest
 from conftest import make_event, make_inbox, start_inbox, wait_for
 
+from appliance.collect.commit import Committer
 from appliance.collect.inbox import Inbox, InboxFullError
 from appliance.collect.spool import Spool
 from appliance.store.database import Database
@@ -194,3 +197,48 @@ def test_a_database_that_is_gone_for_good_keeps_nobody_waiting(tmp_path: Path, p
         started = time.monotonic()
         inbox.close()
         assert time.monotonic() - started < 8
+
+
+def test_what_the_server_cannot_do_for_one_event_costs_no_other(db: Database, conn: Conn, tmp_path: Path) -> None:
+    """An index of one's own has a largest key: an error of the statement, which names no row."""
+    conn.execute("CREATE INDEX ON events_log (url)")
+    inbox = start_inbox(make_inbox(db, tmp_path))
+    poison = make_event(url="".join(random.choices(string.ascii_letters, k=9_000)))  # noqa: S311 - no secret
+    neighbours = [make_event() for _ in range(5)]
+    assert inbox.store([*neighbours, poison]).spooled
+    assert not inbox.database_away
+    wait_for(lambda: inbox.store([make_event()]) and number_stored(conn) >= 6, "events beside the spool")
+    ((_, _, acknowledged, event_id, reason),) = wait_for(lambda: quarantined(conn), "the quarantine")
+    assert (acknowledged, event_id) == (True, poison.event_id)
+    assert "index row" in reason
+    wait_for(lambda: not inbox.store([make_event()]).spooled, "events to go to the table")
+    stored = {row[0] for row in conn.execute("SELECT event_id FROM events_log")}
+    assert {event.event_id for event in neighbours} <= stored
+    inbox.close()
+
+
+def test_what_takes_longer_than_a_statement_may_is_stored_in_parts(db: Database, conn: Conn) -> None:
+    conn.execute(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END $$;"
+        " CREATE TRIGGER dawdle BEFORE INSERT ON events_log FOR EACH ROW EXECUTE FUNCTION dawdle()"
+    )
+    events = [make_event() for _ in range(40)]
+    outcome = Committer(db).store_what_can_be(events, statement_seconds=1)
+    # One that was cut off in its commit is stored all the same, and its events are duplicates then.
+    assert (outcome.refused, outcome.stuck) == ({}, {})
+    assert number_stored(conn) == 40
+
+
+def test_a_spool_file_that_cannot_be_read_keeps_nothing_else_back(db: Database, conn: Conn, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", max_bytes=1_000_000)
+    (tmp_path / "spool" / "000000000001.journal").mkdir(parents=True)
+    inbox = Inbox(db, spool)
+    inbox.start()
+    assert inbox.store([make_event()]).spooled
+    inbox.use_database()
+    wait_for(lambda: not inbox.store([make_event()]).spooled, "events to go to the table")
+    wait_for(lambda: spool.empty, "the spool to be drained")
+    assert number_stored(conn) >= 2
+    assert [path.name for path in (tmp_path / "spool").iterdir()] == ["000000000001.damaged"]
+    inbox.close()

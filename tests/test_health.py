@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -109,3 +111,27 @@ def test_the_health_check_loads_nothing_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines()[1:] == ["[]"]
+
+
+def test_while_the_database_is_frozen_those_who_ask_for_it_hold_nobody_up(appliance: Callable[..., Appliance]) -> None:
+    box = appliance().start()
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            assert http(box, "GET", "/health/ready").status == 200
+
+    def seconds_of(path: str) -> float:
+        before = time.monotonic()
+        assert http(box, "GET", path).status == 200
+        return time.monotonic() - before
+
+    with frozen(box), ThreadPoolExecutor(24) as clients:
+        asking = [clients.submit(ask) for _ in range(24)]
+        time.sleep(3)
+        # Those of the threads that asked first may have waited for a second.
+        slowest = max(seconds_of("/health/live") for _ in range(30))
+        ended.set()
+        for one in asking:
+            one.result(30)
+    assert slowest < 1.5

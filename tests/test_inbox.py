@@ -15,6 +15,7 @@ from appliance.collect import recent
 from appliance.collect.inbox import Inbox, InboxFullError
 from appliance.store import events as events_store
 from appliance.store.database import Database
+from appliance.store.events import Event
 
 Conn = psycopg.Connection[Any]
 
@@ -277,3 +278,39 @@ def test_no_events_at_all_are_no_trouble(inbox: Inbox, conn: Conn) -> None:
     assert inbox.store([]).new == frozenset()
     assert inbox.store([make_event()]).new == frozenset({0})
     assert len(stored_ids(conn)) == 1
+
+
+def large() -> Event:
+    return make_event(raw_event_data='{"n": "' + "x" * 60_000 + '"}')
+
+
+def test_groups_are_no_larger_than_memory_allows_and_lose_nothing(
+    db: Database, conn: Conn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    copy_in = events_store.copy_in
+
+    def noting(conn: Any, events: Any) -> None:
+        sizes.append(sum(event.chars for event in events))
+        copy_in(conn, events)
+
+    monkeypatch.setattr(events_store, "copy_in", noting)
+    inbox = start_inbox(make_inbox(db, tmp_path))
+    events = [large() for _ in range(100)]
+    with ThreadPoolExecutor(100) as clients:
+        list(clients.map(inbox.store, [[event] for event in events]))
+    assert len(stored_ids(conn)) == 100
+    assert max(sizes) <= 2_000_000 < sum(sizes)
+    # One request alone may be larger than a group.
+    assert len(inbox.store([large() for _ in range(50)]).new) == 50
+    inbox.close()
+
+
+def test_what_waits_takes_no_more_memory_than_allowed(db: Database, tmp_path: Path) -> None:
+    inbox = make_inbox(db, tmp_path)
+    outcomes: list[Any] = []
+    # Nobody takes anything out of it yet.
+    for _ in range(400):
+        inbox.submit([large()], outcomes.append)
+    assert 16_000_000 / 60_020 - 1 <= 400 - len(outcomes) <= 16_000_000 / 60_000
+    assert {type(outcome) for outcome in outcomes} == {InboxFullError}

@@ -191,6 +191,43 @@ def test_a_disk_that_fails_is_told_and_harms_neither_earlier_nor_later_events(
     assert [event for event in drained(opened(directory)) if event != during] == [before, after]
 
 
+@pytest.mark.parametrize("name", ["write", "fdatasync"])
+def test_a_full_disk_is_not_filled_with_files_that_hold_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    one = opened(directory)
+    before, after = make_event(), make_event()
+    one.append([before])
+    used = one.used_bytes
+    failing_writes(monkeypatch, name, times=50)
+    for _ in range(50):
+        with pytest.raises(SpoolError, match="No space left"):
+            one.append([make_event()])
+    assert one.used_bytes == used == sum(path.stat().st_size for path in directory.iterdir())
+    assert len(list(directory.iterdir())) == 1
+    one.append([after])
+    assert drained(opened(directory)) == [before, after]
+    assert list(directory.iterdir()) == []
+
+
+def test_a_file_that_is_gone_or_of_another_version_costs_nothing_but_itself(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "SEGMENT_BYTES", 1)
+    one = opened(directory)
+    events = [make_event() for _ in range(3)]
+    one.append(events[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(spool_module, "INSERTED_COLUMNS", ("event_id", "of_a_later_version"))
+        patch.setattr(type(events[1]), "as_row", lambda event: (event.event_id, "x"))
+        one.append(events[1:2])
+    one.append(events[2:])
+    first, second, _ = sorted(directory.iterdir())
+    first.unlink()
+    assert drained(one) == events[2:]
+    assert list(directory.iterdir()) == [second.with_suffix(".damaged")]
+
+
 def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match=r"the spool .* cannot be used"):

@@ -1,6 +1,8 @@
 """Health checks for load balancers and for `docker`'s HEALTHCHECK."""
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,9 @@ from flask import Blueprint, Response, jsonify
 
 from appliance.errors import DatabaseUnavailableError
 from appliance.store.database import Database
+
+# So long a database that was away is not asked again.
+_AWAY_SECONDS = 0.5
 
 
 def blueprint(
@@ -17,6 +22,7 @@ def blueprint(
 
     `problems` names what keeps events from being taken in, `notes` what is not as it should be while they are.
     """
+    asked = _Asked(db)
     routes = Blueprint("health", __name__, url_prefix="/health")
 
     @routes.get("/live")
@@ -26,7 +32,7 @@ def blueprint(
     @routes.get("/ready")
     def ready() -> tuple[Response, int]:
         # Asked first: it takes a moment in which the others may change.
-        database = _database(db)
+        database = asked.notes()
         found = [*problems(), *_data_dir(data_dir)]
         if found:
             return jsonify(status="not ready", problems=found), 503
@@ -34,6 +40,31 @@ def blueprint(
         return jsonify(status="degraded", notes=noted) if noted else jsonify(status="ok"), 200
 
     return routes
+
+
+class _Asked:
+    """What the database answered. While it is away one asks, and the others hear what that one heard last.
+
+    Each would hold a thread for as long as that takes, and strangers may ask as often as they like.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._lock = threading.Lock()
+        self._notes: list[str] = []
+        self._again_at = 0.0
+
+    def notes(self) -> list[str]:
+        """Return what to say of it: nothing where it answers."""
+        if not self._lock.acquire(blocking=not self._notes):
+            return self._notes
+        try:
+            if not self._notes or time.monotonic() >= self._again_at:
+                self._notes = _database(self._db)
+                self._again_at = time.monotonic() + _AWAY_SECONDS
+            return self._notes
+        finally:
+            self._lock.release()
 
 
 def _database(db: Database) -> list[str]:

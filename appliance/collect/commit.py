@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 
 from appliance.collect.recent import RecentIds
-from appliance.errors import DatabaseUnavailableError
+from appliance.errors import DatabaseUnavailableError, StatementFailedError
 from appliance.store import events as store
 from appliance.store.database import Connection, Database, first_line
 from appliance.store.events import Event
@@ -98,7 +98,9 @@ class Committer:
             try:
                 outcome = outcome.add(self._isolate(part, lambda: statement_seconds))
                 failures = 0
-            except psycopg.Error as error:
+            except (DatabaseUnavailableError, psycopg.Error) as error:
+                if self._is_away(error, alone=len(part) == 1):
+                    raise
                 failures += 1
                 if failures > _MAX_FAILURES_IN_A_ROW:
                     raise
@@ -108,6 +110,18 @@ class Committer:
                     left, right = _halves(part)
                     parts += [right, left]
         return outcome
+
+    def _is_away(self, error: Exception, *, alone: bool) -> bool:
+        """Return whether it is the database; where that answers, it was too much at once for the time."""
+        if not isinstance(error, DatabaseUnavailableError) or isinstance(error, StatementFailedError):
+            return False
+        if alone:
+            return True
+        try:
+            self._db.ping()
+        except DatabaseUnavailableError:
+            return True
+        return False
 
     def _copy(self, events: Sequence[Event], left: Callable[[], float]) -> Outcome:
         with self._connection(left, autocommit=True) as conn:

@@ -8,7 +8,7 @@ import psycopg
 
 from appliance.collect.commit import Committer, Outcome
 from appliance.collect.spool import Segment, Spool
-from appliance.errors import ApplianceError, DatabaseUnavailableError
+from appliance.errors import ApplianceError, DatabaseUnavailableError, StatementFailedError
 from appliance.log import Seldom
 from appliance.store import quarantine
 from appliance.store.database import Database, first_line
@@ -24,10 +24,16 @@ _STATEMENT_SECONDS = 10.0
 _STOP_SECONDS = 2.0
 # Groups of the spool are as small as the load was low; in bundles they drain faster than a full load brings new ones.
 _BUNDLE_EVENTS = 1_000
+_BUNDLE_CHARS = 2_000_000
 
 
 class _StuckError(ApplianceError):
     """Events cannot be stored, and nothing shows yet whether that is their fault or the database's."""
+
+
+def means_away(error: Exception) -> bool:
+    """Return whether an error shows that the database takes nothing at all."""
+    return isinstance(error, DatabaseUnavailableError) and not isinstance(error, StatementFailedError)
 
 
 def _bundled(groups: Iterable[list[Event]]) -> Iterator[list[Event]]:
@@ -35,7 +41,7 @@ def _bundled(groups: Iterable[list[Event]]) -> Iterator[list[Event]]:
     bundle: list[Event] = []
     for group in groups:
         bundle += group
-        if len(bundle) >= _BUNDLE_EVENTS:
+        if len(bundle) >= _BUNDLE_EVENTS or sum(event.chars for event in bundle) >= _BUNDLE_CHARS:
             yield bundle
             bundle = []
     if bundle:
@@ -96,7 +102,7 @@ class Drain:
                 self._advance()
                 delay = _RETRY_FROM_SECONDS
             except (ApplianceError, psycopg.Error) as error:
-                self._away = self._away or isinstance(error, DatabaseUnavailableError)
+                self._away = self._away or means_away(error)
                 if self._complaints.due():
                     log.warning("waiting for the database to take events: %s", self._db.why_away(first_line(error)))
                 self._stopping.wait(delay)
@@ -132,7 +138,8 @@ class Drain:
             self._database_is_back()
             number += len(group)
         self._spool.remove(segment)
-        log.info("%d events of the spool are in the database", number)
+        if number:
+            log.info("%d events of the spool are in the database", number)
 
     def _store(self, group: list[Event]) -> None:
         outcome = self._committer.store_what_can_be(group, statement_seconds=_STATEMENT_SECONDS)

@@ -20,7 +20,7 @@ import psycopg
 
 from appliance.collect import commit
 from appliance.collect.commit import Committer
-from appliance.collect.drain import Drain
+from appliance.collect.drain import Drain, means_away
 from appliance.collect.spool import Spool, SpoolError
 from appliance.collect.tallies import GroupTally
 from appliance.errors import ApplianceError, DatabaseUnavailableError
@@ -30,10 +30,13 @@ from appliance.store.events import Event
 
 log = logging.getLogger(__name__)
 
-# Larger groups gain little (60,000 rows/s are reached at 1,000) and make everyone in them wait.
+# Larger groups gain little (60,000 rows/s are reached at 1,000) and make everyone in them wait. Of a group's text
+# several copies are made on its way to the spool and back, each of up to four bytes a character.
 _MAX_GROUP_EVENTS = 2_000
+_MAX_GROUP_CHARS = 2_000_000
 # Beyond this, requests are refused at once instead of waiting in a queue that only grows.
 _MAX_WAITING_EVENTS = 20_000
+_MAX_WAITING_CHARS = 16_000_000
 # A database that has not answered by then is taken for frozen.
 _COMMIT_SECONDS = 2.0
 _CLOSE_SECONDS = 4.0
@@ -60,10 +63,11 @@ Done: TypeAlias = Callable[[Outcome], None]
 class _Submission:
     """The rows of one request, and who is to hear what became of them."""
 
-    __slots__ = ("_done", "events")
+    __slots__ = ("_done", "chars", "events")
 
     def __init__(self, events: Sequence[Event], done: Done) -> None:
         self.events = events
+        self.chars = sum(event.chars for event in events)
         self._done: Done | None = done
 
     def answer(self, outcome: Outcome) -> None:
@@ -85,6 +89,7 @@ class Inbox:
         self._turned_away = 0
         self._waiting: deque[_Submission] = deque()
         self._waiting_events = 0
+        self._waiting_chars = 0
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._write_groups, name="inbox", daemon=True)
@@ -146,16 +151,23 @@ class Inbox:
         if not events:
             done(Stored(frozenset(), {}))
             return
+        submission = _Submission(events, done)
         with self._changed:
-            full = self._closed or self._waiting_events + len(events) > _MAX_WAITING_EVENTS
+            full = self._closed or self._has_no_room_for(submission)
             if not full:
-                self._waiting.append(_Submission(events, done))
+                self._waiting.append(submission)
                 self._waiting_events += len(events)
+                self._waiting_chars += submission.chars
                 self._changed.notify()
             else:
                 self._turned_away += len(events)
         if full:
             done(InboxFullError("too many events are waiting to be stored"))
+
+    def _has_no_room_for(self, submission: _Submission) -> bool:
+        """Return whether too much waits already; one submission alone may be as large as it is."""
+        events, chars = self._waiting_events + len(submission.events), self._waiting_chars + submission.chars
+        return bool(self._waiting) and (events > _MAX_WAITING_EVENTS or chars > _MAX_WAITING_CHARS)
 
     # -- the writer's thread ------------------------------------------------------------------------------------------
 
@@ -178,12 +190,16 @@ class Inbox:
             while not self._waiting and not self._closed:
                 self._changed.wait()
             group: list[_Submission] = []
-            size = 0
-            while self._waiting and (not group or size + len(self._waiting[0].events) <= _MAX_GROUP_EVENTS):
-                submission = self._waiting.popleft()
-                group.append(submission)
-                size += len(submission.events)
-            self._waiting_events -= size
+            events = chars = 0
+            while self._waiting:
+                following = self._waiting[0]
+                events += len(following.events)
+                chars += following.chars
+                if group and (events > _MAX_GROUP_EVENTS or chars > _MAX_GROUP_CHARS):
+                    break
+                group.append(self._waiting.popleft())
+                self._waiting_events -= len(following.events)
+                self._waiting_chars -= following.chars
             return group
 
     def _write(self, group: Sequence[_Submission]) -> None:
@@ -194,7 +210,7 @@ class Inbox:
             except (DatabaseUnavailableError, psycopg.Error) as error:
                 if self._complaints.due():
                     log.warning("the database does not take events, they go to the spool: %s", first_line(error))
-                if isinstance(error, DatabaseUnavailableError):
+                if means_away(error):
                     self._drain.note_failure()
             else:
                 self.tally.note_stored(events, outcome)

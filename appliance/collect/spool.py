@@ -99,18 +99,38 @@ class Spool:
             try:
                 self._write(record)
             except OSError as error:
-                # Nobody knows how much of it is on disk: this file gets no more records.
-                self._close_active()
                 raise SpoolError(f"the spool cannot be written: {error.strerror or error}") from error
 
     def _write(self, record: bytes) -> None:
         file, segment = self._writable()
-        rest = memoryview(record)
-        while rest:
-            written = os.write(file, rest)
-            self._sizes[segment] += written
-            rest = rest[written:]
-        os.fdatasync(file)
+        promised = self._sizes[segment]
+        try:
+            if not promised:
+                # A new file must be found again after a power cut.
+                sync(self._directory)
+            rest = memoryview(record)
+            while rest:
+                written = os.write(file, rest)
+                self._sizes[segment] += written
+                rest = rest[written:]
+            os.fdatasync(file)
+        except OSError:
+            self._take_back(segment, promised)
+            raise
+
+    def _take_back(self, segment: Segment, promised: int) -> None:
+        """Nobody knows how much of a record is on disk: its file gets no more, and keeps only what was promised.
+
+        A full disk takes new files and nothing in them: one for each group that is refused would pile up.
+        """
+        self._close_active()
+        with suppress(OSError):
+            if promised:
+                os.truncate(segment.path, promised)
+                self._sizes[segment] = promised
+            else:
+                segment.path.unlink()
+                del self._sizes[segment]
 
     def _writable(self) -> tuple[int, Segment]:
         if self._file is not None and self._active is not None and self._sizes[self._active] < SEGMENT_BYTES:
@@ -121,8 +141,6 @@ class Spool:
         file = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._file, self._active = file, segment
         self._sizes[segment] = 0
-        # A new file must be found again after a power cut.
-        sync(self._directory)
         return file, segment
 
     def _close_active(self) -> None:
@@ -141,7 +159,13 @@ class Spool:
 
     def read(self, segment: Segment) -> Iterator[list[Event]]:
         """Yield the groups of a segment in the order in which they were written; what is damaged is passed over."""
-        content = segment.path.read_bytes()
+        try:
+            content = segment.path.read_bytes()
+        except OSError as error:
+            # What lies behind it, and what comes in, must not wait for this one.
+            log.error("%s cannot be read (%s)", segment.path, error.strerror)  # noqa: TRY400 - that says it all
+            self._damaged.add(segment)
+            return
         position = 0
         while position < len(content):
             group, end = _decode(content, position)
@@ -158,13 +182,22 @@ class Spool:
     def remove(self, segment: Segment) -> None:
         """Forget a segment whose events are kept elsewhere now: delete it, or put it aside if some were unreadable."""
         with self._lock:
+            # Whatever becomes of the file: it is not to be drained again.
+            self._sizes.pop(segment, None)
             if segment in self._damaged:
-                aside = segment.path.with_suffix(_DAMAGED_SUFFIX)
-                segment.path.replace(aside)
-                log.error("%s holds events that cannot be read; everything else in it is kept", aside)
+                _put_aside(segment)
             else:
                 segment.path.unlink(missing_ok=True)
-            self._sizes.pop(segment, None)
+
+
+def _put_aside(segment: Segment) -> None:
+    aside = segment.path.with_suffix(_DAMAGED_SUFFIX)
+    try:
+        segment.path.replace(aside)
+    except OSError as error:
+        log.error("%s cannot be put aside (%s)", segment.path, error.strerror)  # noqa: TRY400 - that says it all
+    else:
+        log.error("%s holds events that cannot be read; everything else in it is kept", aside)
 
 
 def _is_cut_off(content: bytes, position: int) -> bool:
@@ -185,7 +218,11 @@ def _decode(content: bytes, position: int) -> tuple[list[Event] | None, int]:
     text = content[start : start + length]
     if magic != _MAGIC or len(text) < length or zlib.crc32(text) != checksum:
         return None, position
-    return [_event(row) for row in json.loads(text)], start + length
+    try:
+        return [_event(row) for row in json.loads(text)], start + length
+    except (ValueError, TypeError):
+        # Whole, but of a version that knows other columns.
+        return None, position
 
 
 def _encode(events: Sequence[Event]) -> bytes:

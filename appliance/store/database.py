@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from appliance.errors import DatabaseUnavailableError
+from appliance.errors import DatabaseUnavailableError, StatementFailedError
 from appliance.priority import step_back_postgres
 from appliance.store.reasons import READ_ONLY, NotedConnection, reason_of
 from appliance.store.recovering import Recovery
@@ -43,7 +43,7 @@ class Database:
         self.conninfo = conninfo
         self._watchdog = Watchdog()
         self._connect_errors: list[Exception] = []
-        self._recovery = Recovery(conninfo)
+        self._recovery = Recovery()
         self._pool = ConnectionPool(
             conninfo,
             connection_class=NotedConnection,
@@ -95,7 +95,7 @@ class Database:
         With `autocommit` each statement is its own: one way to the server and back instead of three.
 
         Raises DatabaseUnavailableError when none can be had in time or when it is lost on the way; whether a lost
-        transaction was committed is then unknown.
+        transaction was committed is then unknown. StatementFailedError, which is one too, says that it was not.
         """
         try:
             with (
@@ -114,8 +114,13 @@ class Database:
             # A primary that was made a standby: another server takes the writes now.
             self._replace_connections()
             raise DatabaseUnavailableError(f"the database answers, but {READ_ONLY}") from error
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except psycopg.OperationalError as error:
+            if _is_of_the_statement(error):
+                raise StatementFailedError(f"the database failed: {first_line(error)}") from error
             # After a restart of the server every idle connection is dead.
+            self._replace_connections()
+            raise DatabaseUnavailableError(f"the database failed: {first_line(error)}") from error
+        except psycopg.InterfaceError as error:
             self._replace_connections()
             raise DatabaseUnavailableError(f"the database failed: {first_line(error)}") from error
 
@@ -125,11 +130,8 @@ class Database:
             self._pool.drain()
 
     def why_away(self, otherwise: str) -> str:
-        """Say why it does not answer: that it recovers, and since when, or else what the caller knows.
-
-        For those who wait for it anyway: a frozen server takes two seconds to find out.
-        """
-        return self._recovery.in_words() or otherwise
+        """Say why it does not answer: that it recovers, and since when, or else what the caller knows."""
+        return self._recovery.in_words(self._connect_errors) or otherwise
 
     def pool_figures(self) -> dict[str, int]:
         """Return what psycopg's pool counts of itself."""
@@ -139,6 +141,16 @@ class Database:
         """Raise DatabaseUnavailableError unless the database answers a query within a second or two."""
         with self.connection(wait_seconds=1, answer_seconds=1) as conn:
             conn.execute("SELECT 1")
+
+
+def _is_of_the_statement(error: psycopg.OperationalError) -> bool:
+    """Return whether the server lives and would do other things: a limit or a time-out was met, or a lock not had.
+
+    Classes 54 and 55 of PostgreSQL's errors, query_canceled and configuration_limit_exceeded. A lack of disk or memory
+    (53), the system's own errors (58) and a lost connection concern all that follows.
+    """
+    state = error.sqlstate or ""
+    return state[:2] in {"54", "55"} or state in {"57014", "53400"}
 
 
 @contextmanager

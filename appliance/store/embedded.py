@@ -20,6 +20,7 @@ from typing import IO
 
 import psycopg
 
+from appliance.disk import sync
 from appliance.errors import StartError
 from appliance.log import Seldom
 from appliance.store.leftovers import clear_stale_locks
@@ -181,7 +182,7 @@ class EmbeddedPostgres:
         silent_until = time.monotonic() + _SILENT_SECONDS
         seldom = Seldom(seconds=_SAY_EVERY_SECONDS)
         while (error := self._refusal()) is not None:
-            if self._is_busy():
+            if self._is_busy(error):
                 deadline = time.monotonic() + timeout_seconds
                 if time.monotonic() > silent_until and seldom.due():
                     log.info("PostgreSQL %s, waiting for it", self._busy_with())
@@ -197,9 +198,9 @@ class EmbeddedPostgres:
             return error
         return None
 
-    def _is_busy(self) -> bool:
+    def _is_busy(self, refusal: psycopg.OperationalError) -> bool:
         """Return whether something takes its time; else it should be ready by now."""
-        return self.upgrade.under_way or refuses_for_now(self.conninfo)
+        return self.upgrade.under_way or refuses_for_now(refusal)
 
     def _busy_with(self) -> str:
         """Say what takes its time."""
@@ -255,6 +256,8 @@ class EmbeddedPostgres:
         single = [str(binary("postgres")), "--single", "-D", str(fresh), "postgres"]
         run_program(single, stdin=f"CREATE DATABASE {DATABASE};\n")
         fresh.rename(self.cluster)
+        # Lost in a power cut, the name would be missing, and the next start would begin anew.
+        sync(self._data_dir)
 
     def _check_version(self) -> None:
         version = version_of(self.cluster)

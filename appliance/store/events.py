@@ -30,6 +30,11 @@ class Event:
     raw_event_data: str
     created_at: datetime
 
+    @property
+    def chars(self) -> int:
+        """How long its long texts are: about what it takes in memory, one to four bytes each."""
+        return len(self.raw_event_data) + len(self.url or "")
+
     def as_row(self) -> tuple[Any, ...]:
         """Return the values in the order of INSERTED_COLUMNS."""
         row: tuple[Any, ...] = _values_of(self)
