@@ -12,18 +12,17 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import http
 from gunicorn.http import errors, wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
-from appliance.collect.client import is_local, rate_key
+from appliance.collect.client import Network, limited_as
 from appliance.collect.http import ARRIVED, LATER, Later
 from appliance.log import begin_request, end_request, request_number
 from appliance.wire.figures import WebFigures
@@ -51,6 +50,8 @@ _MAX_INCOMPLETE_PER_ADDRESS = 64
 _MAX_INCOMPLETE_BYTES = 64 * 1024 * 1024
 # Whole requests that wait for a thread: a second's work. More would only wait longer than their senders do.
 _MAX_QUEUED = 1_024
+# Requests that are being answered, or wait for a thread; one alone may be larger.
+_MAX_BUSY_BYTES = 64 * 1024 * 1024
 # Bodies that are too large are read up to here, so that the client gets its answer and the connection stays usable.
 _MIN_READ_BYTES = 1024 * 1024
 _PARSED_BYTES = 16_384
@@ -72,18 +73,19 @@ _PARSER_STATUS = {
 class _Connection:
     """A client's connection and what has come in on it. gunicorn's code reads `sock`, `client` and `server`."""
 
-    __slots__ = ("address", "client", "counted_bytes", "incoming", "polled", "server", "sock")
+    __slots__ = ("address", "client", "counted_bytes", "incoming", "polled", "request_bytes", "server", "sock")
 
-    def __init__(self, sock: socket.socket, client: Any, server: Any, max_body_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, client: Any, server: Any, address: str | None, max_body_bytes: int) -> None:
         self.sock = sock
         self.client = client
         self.server = server
         self.incoming = Incoming(max_body_bytes)
         self.counted_bytes = 0
         self.polled = False
-        # None: a local peer is a proxy that nobody configured, or the owner of the machine, and is not limited.
-        peer = ip_address(client[0].partition("%")[0]) if client else None
-        self.address = rate_key(peer) if peer is not None and not is_local(peer) else None
+        # What its limits count it as; None: it has none.
+        self.address = address
+        # Of the request that is being answered.
+        self.request_bytes = 0
 
 
 class _Answering:
@@ -124,9 +126,11 @@ class Worker(ThreadWorker):
         self._per_address = PerAddress[_Connection](limit=_MAX_INCOMPLETE_PER_ADDRESS)
         self._incomplete_bytes = 0
         self._busy = 0
+        self._busy_bytes = 0
         self._refused: Counter[int] = Counter()
         self._dropped = 0
         self._swept_at = 0.0
+        self._trusted_proxies: Sequence[Network] = ()
         self._max_body_bytes = _MIN_READ_BYTES
         self._note_unread: Callable[[str], None] = log.debug
 
@@ -135,6 +139,7 @@ class Worker(ThreadWorker):
     def run(self) -> None:
         """Serve until told to stop, then close the appliance's parts within what is left of the grace period."""
         runtime: Runtime = self.wsgi.extensions["appliance"]
+        self._trusted_proxies = runtime.settings.server.trusted_proxies
         self._max_body_bytes = max(_MIN_READ_BYTES, runtime.settings.collect.max_body_bytes + 1)
         runtime.web = self.figures
         self._note_unread = runtime.note_unread
@@ -148,7 +153,8 @@ class Worker(ThreadWorker):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to stop: exports hear of it while the last requests are answered."""
-        self.wsgi.extensions["appliance"].stopping.set()
+        if self.booted:
+            self.wsgi.extensions["appliance"].stopping.set()
         super().handle_exit(sig, frame)
 
     def figures(self) -> WebFigures:
@@ -173,8 +179,8 @@ class Worker(ThreadWorker):
         while self.nr_conns > 0 and time.monotonic() < now + self.cfg.graceful_timeout:
             self._turn()
         self.tpool.shutdown(wait=False)
-        self.poller.close()
-        self.method_queue.close()
+        # The poller and the queue stay open until the process ends: answers may still come in, and would be noted in
+        # whatever had got the number of the queue's pipe since.
         for listener in self.sockets:
             listener.close()
 
@@ -223,7 +229,8 @@ class Worker(ThreadWorker):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _WRITE_SECONDS, 0))
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        conn = _Connection(sock, client, listener.getsockname(), self._max_body_bytes)
+        address = limited_as(client[0], self._trusted_proxies) if client else None
+        conn = _Connection(sock, client, listener.getsockname(), address, self._max_body_bytes)
         self.nr_conns += 1
         self._wait_for_request(conn)
 
@@ -326,15 +333,24 @@ class Worker(ThreadWorker):
         self._leave_incomplete(conn)
         if unread_bytes(conn.sock) > _UNREAD_BYTES:
             self._close(conn)
-        elif self._busy >= self.cfg.threads + _MAX_QUEUED:
-            self._refuse(conn, 503, "too many requests wait for a thread")
+        elif self._is_full(len(request)):
+            self._refuse(conn, 503, "too many requests are waiting for their answer")
         else:
             self._busy += 1
+            self._busy_bytes += len(request)
+            conn.request_bytes = len(request)
             self.tpool.submit(partial(self._answer, conn, request, time.monotonic()))
+
+    def _is_full(self, more_bytes: int) -> bool:
+        """Return whether there is no room for another request behind those that are under way."""
+        if self._busy >= self.cfg.threads + _MAX_QUEUED:
+            return True
+        return self._busy > 0 and self._busy_bytes + more_bytes > _MAX_BUSY_BYTES
 
     def finish_request(self, conn: _Connection, fs: bool) -> None:  # noqa: FBT001 - the name is gunicorn's
         """Go on with a connection whose request a thread has answered; `fs`: it can be used for another."""
         self._busy -= 1
+        self._busy_bytes -= conn.request_bytes
         if not fs:
             self._linger(conn)
         elif conn.incoming.buffer:

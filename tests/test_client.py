@@ -10,6 +10,7 @@ from appliance.collect.client import (
     is_local,
     is_unnamed_proxy,
     kept_address,
+    limited_as,
     parse_address,
     rate_key,
 )
@@ -126,6 +127,24 @@ def test_limits_count_a_household_of_ipv6_as_one() -> None:
     assert rate_key(ip_address("2001:db8:1:2:3::4")) == rate_key(ip_address("2001:db8:1:2:ffff::"))
     assert rate_key(ip_address("2001:db8:1:3::")) != rate_key(ip_address("2001:db8:1:2::"))
     assert rate_key(ip_address("192.0.2.1")) != rate_key(ip_address("192.0.2.2"))
+
+
+PEERS: dict[str, tuple[str | None, str | None]] = {
+    "a visitor": ("198.51.100.7", "198.51.100.7"),
+    "a visitor, at a listener for IPv6": ("::ffff:198.51.100.7", "198.51.100.7"),
+    "a visitor by IPv6": ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+    "a local peer": ("192.168.0.9", None),
+    "this machine, at a listener for IPv6": ("::ffff:127.0.0.1", None),
+    "a neighbour": ("fe80::1%eth0", None),
+    "a trusted proxy with a public address": ("203.0.113.5", None),
+    "that one, at a listener for IPv6": ("::ffff:203.0.113.5", None),
+    "a socket without an address": (None, None),
+}
+
+
+@pytest.mark.parametrize(("peer", "key"), PEERS.values(), ids=PEERS)
+def test_connections_are_limited_by_visitors_and_not_by_proxies(peer: str | None, key: str | None) -> None:
+    assert limited_as(peer, (ip_network("203.0.113.0/24"),)) == key
 
 
 KEPT: dict[str, tuple[str | None, Literal["keep", "truncate", "drop"], str | None]] = {

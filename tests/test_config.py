@@ -214,7 +214,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "host bits": ('[server]\ntrusted_proxies = ["10.0.0.1/8"]', "server.trusted_proxies.0: write a network such as"),
     "no network": ("[server]\ntrusted_proxies = [{}]", "server.trusted_proxies.0: write a network such as"),
     "too small a limit": ("[collect]\nmax_body_bytes = 10", "collect.max_body_bytes: it must be at least 1024 (got"),
-    "too large a limit": ("[collect]\nmax_batch_events = 99999", "max_batch_events: it must be at most 10000 (got"),
+    "too large a limit": ("[collect]\nmax_batch_events = 99999", "max_batch_events: it must be at most 1000 (got"),
     "no time": (S3 + "read_timeout_seconds = 0", "acme.read_timeout_seconds: it must be more than 0 (got 0)"),
     "a path as origin": ('[[sites]]\nid = "a"\norigins = ["https://a.example/"]', "sites.0.origins.0: an origin is"),
     "an origin's port": ('[[sites]]\nid = "a"\norigins = ["https://a.example:x"]', "sites.0.origins.0: an origin is"),

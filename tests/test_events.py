@@ -488,3 +488,28 @@ def test_every_event_of_any_payload_is_either_a_row_or_refused(payload: Any) -> 
     for row in result.rows:
         assert json.loads(row.raw_event_data)
         assert NOW - timedelta(days=30) <= row.timestamp <= NOW
+
+
+def test_metadata_whose_numbers_are_long_written_out_is_stored_once() -> None:
+    short = batch(*[event(n=n) for n in range(3)], numbers=[1e20] * 60)
+    long = batch(*[event(n=n) for n in range(3)], numbers=[1e308] * 60)
+    assert parsed(short).metadata is None
+    assert parsed(long).metadata is not None
+    assert max(len(row.raw_event_data) for row in parsed(long).events) < 300
+
+
+def test_an_event_whose_numbers_become_megabytes_is_refused_and_no_other() -> None:
+    result = parsed([event(), event(n=[1e308] * 300), event(n=[-1.5e-300] * 150, text="1e+999," * 900)])
+    assert [(one.index, one.reason) for one in result.rejected] == [
+        (1, "its numbers are too long when they are written out")
+    ]
+    assert result.indexes == (0, 2)
+
+
+def test_an_envelope_and_its_event_may_bear_one_id() -> None:
+    sent = batch(event(eventId=AN_ID), eventId=AN_ID, context="x" * 3_000)
+    first, again = parsed(sent), parsed(sent)
+    assert first.metadata is not None
+    assert first.metadata.event_id != first.events[0].event_id == UUID(AN_ID)
+    assert raw(first.events[0])["_batch"] == {"eventId": str(first.metadata.event_id)}
+    assert first.rows == again.rows

@@ -655,8 +655,11 @@ def test_the_log_has_short_lines_and_nothing_of_what_was_sent(collector: Collect
         for query in (MARKER, f"site=shop&url={MARKER}", MARKER + "x" * 3_000, f"%0a{MARKER}%00"):
             http(collector.box, "GET", f"{path}?{query}", headers={"X-Forwarded-For": "192.0.2.1"})
     raw_status(collector.box, f"GET /pixel.gif?{MARKER} HTTP/9.9\r\n\r\n".encode())
+    before = len(collector.box.log.splitlines())
+    for path in ("/collect", "/pixel.gif?site=shop", "/tracking.js", "/nowhere"):
+        assert http(collector.box, "HEAD", path).body == b""
     lines = collector.box.log.splitlines()
-    assert lines
+    assert len(lines) == before > 0
     assert max(map(len, lines)) <= MAX_LINE_CHARS
     assert not [line for line in lines if MARKER in line]
     assert not [line for line in lines if "Traceback" in line]

@@ -85,6 +85,17 @@ def rate_key(address: Address) -> str:
     return str(address) if address.version == 4 else str(ip_network((address, 64), strict=False))  # noqa: PLR2004
 
 
+def limited_as(peer: str | None, trusted: Sequence[Network]) -> str | None:
+    """Return what limits count the other end of a connection as; None where it is no visitor's, and has none.
+
+    A local peer is a proxy that nobody configured, or the owner of the machine; a trusted one brings many visitors.
+    """
+    address = parse_address(peer)
+    if address is None or is_local(address) or _is_in(address, trusted):
+        return None
+    return rate_key(address)
+
+
 @lru_cache(_REMEMBERED_ADDRESSES)
 def is_local(address: Address) -> bool:
     """Return whether an address is no visitor's: of this machine or of a private network, so most likely a proxy."""

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
-from appliance.collect.payload import BadPayloadError, encode, without_unusable
+from appliance.collect.payload import BadPayloadError, check_length, encode, without_unusable, written_out
 from appliance.config import SITE_ID_PATTERN
 from appliance.store.events import Event
 
@@ -135,8 +135,8 @@ def _parse_envelope(envelope: dict[str, Any], arrival: Arrival, max_events: int,
     metadata = without_unusable(fields)
     envelope = {**envelope, **metadata}
     text = encode(metadata)
-    large = len(text) > MAX_METADATA_CHARS
-    note = {"eventId": str(_envelope_id(envelope, text, mint))} if large else metadata
+    large = written_out(text) > MAX_METADATA_CHARS
+    note = {"eventId": str(_metadata_id(envelope, text, mint))} if large else metadata
     parsed = _sorted_out(_rows(children, fields, lambda child: _with_note(child, note), arrival, mint))
     if not parsed.events:
         return _whole_envelope(envelope, fields, parsed.rejected, arrival, mint)
@@ -165,6 +165,11 @@ def _whole_envelope(
 def _envelope_id(envelope: Mapping[str, Any], text: str, mint: Callable[[], UUID]) -> UUID:
     """Give the same envelope the same id each time it is sent, so that it is stored once like its children."""
     return _event_id(envelope.get("eventId") or text, str(envelope.get("siteId")), mint)
+
+
+def _metadata_id(envelope: Mapping[str, Any], text: str, mint: Callable[[], UUID]) -> UUID:
+    """Give an envelope's metadata an id of its own: one of the events may bear the envelope's."""
+    return uuid5(ID_NAMESPACE, f"batch\x00{_envelope_id(envelope, text, mint)}")
 
 
 def _metadata_row(
@@ -225,7 +230,7 @@ def _row(
         path=_cut(_text(fields.get("path")) or _path_of(url), 500),
         user_agent=arrival.user_agent,
         ip_address=arrival.ip_address,
-        raw_event_data=encode(raw),
+        raw_event_data=check_length(encode(raw)),
         created_at=arrival.received_at,
     )
 

@@ -77,13 +77,13 @@ class Answer:
         """Answer with a JSON object."""
         return cls(status, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
 
-    def send(self, start_response: StartResponse) -> list[bytes]:
-        """Send it as WSGI does."""
+    def send(self, start_response: StartResponse, *, without_body: bool = False) -> list[bytes]:
+        """Send it as WSGI does; to HEAD `without_body`, whose length is told all the same."""
         own = [("Content-Length", str(len(self.body)))]
         if self.body:
             own.append(("Content-Type", self.media_type))
         start_response(_STATUS_LINES[self.status], own + self.headers)
-        return [self.body]
+        return [b"" if without_body else self.body]
 
 
 # Set by a server that can send an answer later; see Later.

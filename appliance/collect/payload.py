@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import zlib
 from math import isfinite
 from typing import Any
@@ -11,6 +12,10 @@ MAX_DEPTH = 64
 
 _TOO_DEEP = "the JSON is nested too deeply"
 _GZIP_BITS = 16 + zlib.MAX_WBITS
+# As our encoder writes them.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_EXPONENT = re.compile(r"[0-9]e[+-]([0-9]+)")
+_MAX_MORE_CHARS = 65_536
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -64,6 +69,25 @@ def decode(body: bytes) -> Any:
 def encode(value: Any) -> str:
     """Return JSON text for a decoded value; integers keep all their digits. Raises BadPayloadError for an Unusable."""
     return _ENCODER.encode(value)
+
+
+def check_length(text: str) -> str:
+    """Return JSON text whose numbers are not too long written out. Raises BadPayloadError.
+
+    jsonb writes every digit of a number, so that 1e308 becomes 309 characters in each export: a request of a few
+    kilobytes would become many megabytes in the buckets.
+    """
+    # Every event comes by here, and hardly any has many of what could be one.
+    if (text.count("e+") + text.count("e-")) * sys.float_info.max_10_exp <= _MAX_MORE_CHARS:
+        return text
+    if written_out(text) - len(text) > _MAX_MORE_CHARS:
+        raise BadPayloadError("its numbers are too long when they are written out")
+    return text
+
+
+def written_out(text: str) -> int:
+    """Return about how many characters JSON text has when all digits of its numbers are written out."""
+    return len(text) + sum(map(int, _EXPONENT.findall(_STRING.sub('""', text))))
 
 
 def describe(value: Any) -> str:

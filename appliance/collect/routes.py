@@ -51,7 +51,7 @@ def in_front_of(app: WSGIApp, collector: Collector, tallies: Mapping[str, Reques
         if environ["REQUEST_METHOD"] not in _UNCOUNTED:
             found = then(found, partial(_counted, tallies[path], arrived))
         if isinstance(found, Answer):
-            return found.send(start_response)
+            return found.send(start_response, without_body=environ["REQUEST_METHOD"] == "HEAD")
         return Later(found) if environ.get(LATER) else waited_for(found).send(start_response)
 
     return answer

@@ -79,7 +79,7 @@ class Collect(_Section):
     """Limits of /collect; a rate of 0 is none."""
 
     max_body_bytes: Annotated[int, Field(ge=1024, le=16 * 1024 * 1024)] = 65536
-    max_batch_events: Annotated[int, Field(ge=1, le=10_000)] = 500
+    max_batch_events: Annotated[int, Field(ge=1, le=1_000)] = 500
     spool_max_bytes: Annotated[int, Field(ge=1024 * 1024)] = 1024 * 1024 * 1024
     requests_per_minute_per_address: Annotated[int, Field(ge=0, le=1_000_000)] = 3_000
     requests_per_minute_per_site: Annotated[int, Field(ge=0, le=10_000_000)] = 60_000
