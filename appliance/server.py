@@ -396,7 +396,7 @@ def _bind_problem(host: str, port: int, error: OSError) -> str:
 
 def _describe(status: int) -> str:
     if os.WIFSIGNALED(status):
-        return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
+        return f"signal {os.WTERMSIG(status)}, {signal.strsignal(os.WTERMSIG(status))}"
     return f"exit code {os.WEXITSTATUS(status)}"
 
 

@@ -172,6 +172,21 @@ def test_what_is_wrong_again_before_anybody_heard_the_end_goes_on(tmp_path: Path
     assert board.active() == {"disk"}
 
 
+def test_a_disk_that_is_too_full_to_note_it_is_told_of_once(tmp_path: Path) -> None:
+    told = Told()
+    board = Board(tmp_path, told.tell)
+    board.settle({}, everything)
+    board.settle({"other": FIRE["disk"]}, everything)
+    # Nothing can be written under this name any more.
+    (tmp_path / "alerts.new").mkdir()
+    for _ in range(5):
+        board.settle({**FIRE, "other": FIRE["disk"]}, everything)
+    (tmp_path / "alerts.new").rmdir()
+    board.settle({"other": FIRE["disk"]}, everything)
+    assert told == ["the disk is filling up"] * 2 + ["over: the disk is filling up"]
+    assert Board(tmp_path, told.tell).active() == {"other"}
+
+
 def test_what_cannot_be_judged_now_stays_as_it_was(tmp_path: Path) -> None:
     told = Told()
     board = Board(tmp_path, told.tell)

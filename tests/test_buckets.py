@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from moto.s3.models import s3_backends
 
 from appliance.errors import BucketError, ForeignObjectError
 from appliance.export import buckets
-from appliance.export.buckets import Bucket
+from appliance.export.buckets import Bucket, directory
 from appliance.export.files import LocalObject, described
 
 KEY = "raw/site=shop/date=2026-01-02/hour=03/acme-0000000001-0001.jsonl.gz"
@@ -370,6 +371,40 @@ def test_a_file_system_without_links_is_filled_by_renaming_and_any_other_error_i
     else:
         place.bucket.put(KEY, local)
         assert place.names() == [KEY]
+
+
+def test_a_share_whose_server_is_gone_fails_in_time(
+    local: LocalObject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = directory_place(tmp_path / "nas")
+    gone = threading.Event()
+    monkeypatch.setattr(directory, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(os, "statvfs", lambda _path: gone.wait(20))
+    actions: list[Callable[[], object]] = [
+        lambda: place.bucket.put(KEY, local),
+        lambda: place.bucket.sha256(KEY),
+        lambda: place.bucket.exists(KEY),
+        lambda: place.bucket.fetch(KEY, tmp_path / "copy"),
+        lambda: list(place.bucket.list("site=")),
+    ]
+    for action in actions:
+        with pytest.raises(BucketError, match=r"nas does not answer: see whether the share's server is there"):
+            action()
+    gone.set()
+    place.bucket.put(KEY, local)
+    assert place.read(KEY) == CONTENT
+
+
+def test_an_object_that_an_earlier_run_has_put_is_synced_before_it_is_believed(
+    local: LocalObject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = directory_place(tmp_path / "nas")
+    place.bucket.put(KEY, local)
+    synced: list[Path] = []
+    monkeypatch.setattr(directory, "sync", synced.append)
+    place.bucket.put(KEY, local)
+    target = tmp_path / "nas" / KEY
+    assert set(synced) == {parent for parent in target.parents if parent.is_relative_to(tmp_path / "nas")}
 
 
 @pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/hostname", ".."])

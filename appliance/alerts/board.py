@@ -51,6 +51,8 @@ class Board:
         self._tell = tell
         # Stands in for a file that cannot be used.
         self._known: Entries = {}
+        # Whether the file lacks what was last known.
+        self._is_behind = False
 
     def active(self) -> frozenset[str]:
         """Return the keys of what is wrong."""
@@ -89,6 +91,9 @@ class Board:
                 lock.close()
 
     def _load(self) -> Entries:
+        if self._is_behind:
+            # The disk did not take the last word: on one that is full, people would be told of it again and again.
+            return dict(self._known)
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
             return {key: Entry(**fields) for key, fields in found.items()}
@@ -105,7 +110,9 @@ class Board:
         try:
             new.write_text(json.dumps(content, indent=1), encoding="utf-8")
             new.replace(self._path)
+            self._is_behind = False
         except OSError as error:
+            self._is_behind = True
             log.warning("%s cannot be written (%s): after a restart people are told again", self._path, error.strerror)
 
 

@@ -107,12 +107,16 @@ class Exporter:
             time.sleep(0.5)
             held = self._take_lease(job, holder)
         ended = threading.Event()
+        renewing = threading.Thread(target=self._renew_lease, args=(job, holder, ended), daemon=True)
         if held:
-            threading.Thread(target=self._renew_lease, args=(job, holder, ended), daemon=True).start()
+            renewing.start()
         try:
             yield held
         finally:
             ended.set()
+            if held:
+                # It may be taking the lease anew just now, and would hold it for nobody.
+                renewing.join()
             with suppress(DatabaseUnavailableError), self.means.db.connection() as conn:
                 runs.release_lease(conn, job, holder)
 

@@ -4,6 +4,7 @@ Such a server closes nothing and answers nothing, and the client's library would
 server helps, since it is the server that is frozen.
 """
 
+import errno
 import logging
 import os
 import socket
@@ -42,7 +43,8 @@ class Watchdog:
         if seconds is None:
             yield
             return
-        self._deadlines[conn] = time.monotonic() + seconds
+        with self._lock:
+            self._deadlines[conn] = time.monotonic() + seconds
         try:
             yield
         finally:
@@ -54,14 +56,24 @@ class Watchdog:
         while not self._stopped.wait(_LOOK_SECONDS):
             with self._lock:
                 now = time.monotonic()
-                overdue = [conn for conn, deadline in list(self._deadlines.items()) if deadline < now]
+                overdue = [conn for conn, deadline in self._deadlines.items() if deadline < now]
                 for conn in overdue:
-                    del self._deadlines[conn]
-                    _cut(conn)
+                    if _cut(conn):
+                        del self._deadlines[conn]
 
 
-def _cut(conn: psycopg.Connection) -> None:
+def _cut(conn: psycopg.Connection) -> bool:
+    """Cut its socket; return False where that has to be tried again."""
+    try:
+        # The descriptor is our own: the library closes its own when it notices.
+        own = os.dup(conn.fileno())
+    except psycopg.OperationalError:
+        # It was closed in this moment.
+        return True
+    except OSError as error:
+        # Out of descriptors: there may be one a moment later.
+        return error.errno == errno.EBADF
     log.warning("the database does not answer, giving up a connection to it")
-    # It may have been closed in this moment. The descriptor is our own: the library closes its own when it notices.
-    with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(conn.fileno())) as own:
-        own.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError), socket.socket(fileno=own) as again:
+        again.shutdown(socket.SHUT_RDWR)
+    return True

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from appliance.export.files import LocalObject
 
 _INCOMING = ".incoming"
 _LEFT_OVER_SECONDS = 24 * 3600
+# A disk that sleeps, or a busy share, has answered by then.
+_ANSWER_SECONDS = 30.0
 
 
 class DirectoryBucket:
@@ -33,6 +36,9 @@ class DirectoryBucket:
             target = self._path(key)
             if not target.exists():
                 self._write(target, local.path)
+            # Where it stood there already, too: the run that put it there may have been killed before this.
+            for directory in (target.parent, *target.parent.relative_to(self._root).parents):
+                sync(self._root / directory)
             if target.stat().st_size != local.bytes or sha256_of(pieces_of(target)) != local.sha256:
                 raise foreign(self.name, key)
 
@@ -66,6 +72,7 @@ class DirectoryBucket:
                 self._path(key).parent.rmdir()
 
     def _path(self, key: str) -> Path:
+        self._check_answers()
         if self._may_create:
             self._root.mkdir(parents=True, exist_ok=True)
         elif not self._root.is_dir():
@@ -92,8 +99,27 @@ class DirectoryBucket:
             place(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-        for directory in (target.parent, *target.parent.relative_to(self._root).parents):
-            sync(self._root / directory)
+
+    def _check_answers(self) -> None:
+        """Raise BucketError where the file system does not answer: nothing that is asked of it would come back.
+
+        A share whose server is gone makes every call wait for ever (nfs(5), "hard", which is the default). What a disk
+        has left is asked of the server each time.
+        """
+        answered = threading.Event()
+
+        def ask() -> None:
+            # Whatever it is that goes wrong, whoever asked for something meets it too.
+            with suppress(OSError):
+                os.statvfs(self._root)
+            answered.set()
+
+        threading.Thread(target=ask, name=f"bucket {self.name}", daemon=True).start()
+        if not answered.wait(_ANSWER_SECONDS):
+            raise BucketError(
+                f"bucket {self.name}: {self._root} does not answer: see whether the share's server is there, or mount "
+                "it again"
+            )
 
     @contextmanager
     def _errors(self, action: str, key: str) -> Iterator[None]:
