@@ -7,7 +7,9 @@ CREATE TABLE installation (
     schema_version  INTEGER NOT NULL,
     created_at      TIMESTAMPTZ NOT NULL DEFAULT now(),
     -- The bucket from which events are being brought back: until that is done nothing is sealed.
-    restoring       TEXT
+    restoring       TEXT,
+    -- Since when all of it is in another database (`appliance move`): this one must not go on by mistake.
+    moved_at        TIMESTAMPTZ
 );
 
 -- Every event, raw. Ids come from one sequence (CACHE 1) and are drawn only by statements that already hold a lock on

@@ -98,6 +98,25 @@ def test_check_says_what_the_configuration_means(tmp_path: Path) -> None:
     assert "export local: sites * to local, jsonl (gzip), on 5 * * * * UTC" in done.stdout
 
 
+def test_check_warns_of_events_that_would_stand_twice_in_one_place(tmp_path: Path) -> None:
+    buckets = '[buckets.one]\nkind = "directory"\npath = "/mnt"\n[buckets.same]\nkind = "directory"\npath = "/mnt/."\n'
+    sites = '[[sites]]\nid = "shop"\n[[sites]]\nid = "blog"\n'
+
+    def warned(first: str, second: str, bucket: str = "same") -> bool:
+        jobs = f'[exports.a]\nclient = "one"\nsites = {first}\n[exports.b]\nclient = "{bucket}"\nsites = {second}\n'
+        (tmp_path / "config.toml").write_text(buckets + sites + jobs)
+        return "exports a and b share sites and one place" in appliance_command("check", cwd=tmp_path).stdout
+
+    assert warned('["*"]', '["shop"]')
+    assert warned('["shop", "blog"]', '["blog"]', bucket="one")
+    assert not warned('["shop"]', '["blog"]')
+
+
+def test_a_configuration_out_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[server]\nbind = "127.0.0.1:1234"\n', encoding="utf-8-sig")
+    assert "listens on 127.0.0.1:1234" in appliance_command("check", cwd=tmp_path).stdout
+
+
 def test_check_warns_of_what_is_allowed_and_unwise(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('[buckets.spare]\nkind = "directory"\npath = "/mnt"\n')
     done = appliance_command("check", "--json", cwd=tmp_path)

@@ -137,7 +137,7 @@ def test_behind_nginx_a_path_of_the_site_collects_and_shows_no_admin_page(
         assert http(front, "GET", "/events/tracking.js").status == 200
         claimed = {"Content-Type": "application/json", "X-Forwarded-For": "203.0.113.9"}
         assert http(front, "POST", "/events/collect", event, claimed, source="127.0.0.7").json["accepted"] == 1
-        for path in ("/events/admin/", "/events/admin/login", "/events/metrics"):
+        for path in ("/events/admin", "/events/admin/", "/events/admin/login", "/events/metrics"):
             assert http(front, "GET", path).status == 404
     with psycopg.connect(EmbeddedPostgres(box.data_dir).conninfo) as conn:
         assert [str(ip) for (ip,) in conn.execute("SELECT ip_address FROM events_log")] == ["127.0.0.7"]

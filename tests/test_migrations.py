@@ -210,7 +210,7 @@ def test_an_older_database_takes_each_step_in_order_and_all_or_none(
 
 def make_older(conn: psycopg.Connection[Any]) -> None:
     """Undo the last step."""
-    conn.execute("ALTER TABLE export_runs DROP COLUMN due")
+    conn.execute("ALTER TABLE installation DROP COLUMN moved_at")
     conn.execute("UPDATE installation SET schema_version = schema_version - 1")
 
 

@@ -213,6 +213,17 @@ def test_a_bucket_that_does_not_answer_is_a_problem_and_no_damage(world: World) 
     assert "vault" in verdict.problems[0]
 
 
+def test_a_bucket_that_has_left_the_configuration_is_a_problem_only_while_it_is_owed_something(world: World) -> None:
+    vault = world.tables.pop("vault")
+    del world.jobs["acme"]["backup"]
+    assert (verify(world).findings, verify(world).problems) == ((), ())
+    world.tables["vault"], world.jobs["acme"]["backup"] = {**vault, "bucket": "none-of-this-name"}, "vault"
+    store_events(world.db, 1)
+    assert world.export().failed
+    del world.tables["vault"], world.jobs["acme"]["backup"]
+    assert verify(world).problems == ("bucket vault: it is no longer in the configuration, and batches wait for it",)
+
+
 def test_findings_name_where_and_what(world: World) -> None:
     lose_an_object(world)
     (finding,) = verify(world).findings

@@ -68,7 +68,7 @@ def restore_backup(backup: Path, file: Path | None, *, as_json: bool) -> None:
 def move(new: Path, file: Path | None, *, as_json: bool) -> None:
     """Copy the whole database into the empty one of NEW, a configuration that differs in database.url.
 
-    The appliance must not run. The database it comes from stays as it is.
+    The appliance must not run. The database it comes from stays as it is, and is not used again.
     """
     old_settings, new_settings = load(file), load(new)
     if new_settings.server.data_dir != old_settings.server.data_dir:
@@ -89,13 +89,13 @@ def move(new: Path, file: Path | None, *, as_json: bool) -> None:
         server.lock_data_dir(old_settings.server.data_dir),
         attached(old_settings, alone=True) as source,
         attached(new_settings, creates=True, alone=True) as target,
-        source.connection() as sending,
-        target.connection() as receiving,
-        growth("copied") as tell,
     ):
-        dumps.check_empty(receiving)
-        moving.copy_everything(sending, receiving, tell=tell)
-        events = newest_id(receiving)
+        with source.connection() as sending, target.connection() as receiving, growth("copied") as tell:
+            dumps.check_empty(receiving)
+            moving.copy_everything(sending, receiving, tell=tell)
+            events = newest_id(receiving)
+        with source.connection() as conn:
+            moving.mark_moved(conn)
     if as_json:
         print_json({"newest_id": events})
     else:

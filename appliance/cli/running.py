@@ -127,6 +127,10 @@ def _warnings(settings: Settings) -> list[str]:
     warnings += _missing_directories(settings)
     used = {name for export in settings.exports.values() for name in export.bucket_names}
     warnings += [f"no export uses [buckets.{name}]" for name in settings.buckets if name not in used]
+    warnings += [
+        f"exports {one} and {other} share sites and one place, [buckets.{bucket}]: their events are there twice"
+        for one, other, bucket in settings.doubled()
+    ]
     return warnings + [
         f'no export has the site "{site}": its events are kept here and go to no bucket'
         for site in settings.unexported_sites()

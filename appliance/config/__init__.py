@@ -71,7 +71,7 @@ def exposed_secrets(settings: Settings, file: Path | None = None) -> list[str]:
 
 def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         if required:
             raise ConfigError([f"{path}: there is no such file"]) from None

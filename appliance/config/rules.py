@@ -61,7 +61,7 @@ def _export_problems(
         bucket = export.get(role)
         if isinstance(bucket, str) and bucket and bucket not in buckets:
             yield _problem(("exports", name, role), f"no [buckets.{bucket}] is defined", bucket)
-    places = [_place(_mapping(buckets.get(str(export.get(role) or "")))) for role in ("client", "backup")]
+    places = [place_of(_mapping(buckets.get(str(export.get(role) or "")))) for role in ("client", "backup")]
     if places[0] and places[0] == places[1]:
         yield _problem(("exports", name, "backup"), "client and backup are one place", export.get("backup"))
     sites = _list(export.get("sites"))
@@ -72,8 +72,8 @@ def _export_problems(
         yield _problem(("exports", name, "sites"), '"*" already means every site', sites)
 
 
-def _place(bucket: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """What tells two places apart: the same server, bucket and prefix are one place under two names."""
+def place_of(bucket: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return what tells two places apart: the same server, bucket and prefix are one place under two names."""
     if not bucket:
         return None
     prefix = str(bucket.get("prefix", "")).strip("/")

@@ -1,13 +1,14 @@
 """All sections together, from the file and the environment."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from appliance.config.rules import as_init_error, reference_problems, with_default_job, with_kinds
+from appliance.config.rules import as_init_error, place_of, reference_problems, with_default_job, with_kinds
 from appliance.config.sections import (
     Admin,
     Alerts,
@@ -96,6 +97,19 @@ class Settings(BaseSettings):
         """Return the ids of configured sites that no export has."""
         exported = {site for export in self.exports.values() for site in export.sites}
         return [site.id for site in self.sites if not exported & {site.id, ALL_SITES}]
+
+    def doubled(self) -> list[tuple[str, str, str]]:
+        """Return two jobs and a bucket of the second, for each place to which both export some site."""
+        found = []
+        for (one, first), (other, second) in combinations(self.exports.items(), 2):
+            if ALL_SITES not in (*first.sites, *second.sites) and set(first.sites).isdisjoint(second.sites):
+                continue
+            places = [self._place(bucket) for bucket in first.bucket_names]
+            found += [(one, other, bucket) for bucket in second.bucket_names if self._place(bucket) in places]
+        return found
+
+    def _place(self, bucket: str) -> tuple[str, ...] | None:
+        return place_of(self.buckets[bucket].model_dump())
 
     def secret_values(self) -> tuple[str, ...]:
         """Every secret in plain text, for redaction only."""

@@ -1,5 +1,6 @@
 """Holding the buckets against the ledger: what is missing, altered, foreign or doubled there."""
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from appliance.export.means import Means, Progress, silent
 from appliance.export.redeliver import redeliver
 from appliance.store import ledger, marks
 from appliance.store.ledger import Batch, Key
+
+log = logging.getLogger(__name__)
 
 _MANIFEST = re.compile(r"(?P<sequence>\d{10})\.json")
 _PART = re.compile(r"(?P<job>.+)-(?P<sequence>\d{10})-(?P<part>\d{4,})\.[a-z.]+")
@@ -89,7 +92,7 @@ class Verification:
         for name, expected in self._by_bucket(batches).items():
             bucket = self._means.buckets.get(name)
             if bucket is None:
-                self._problems.append(f"bucket {name}: it is no longer in the configuration")
+                self._note_gone(name, expected)
                 continue
             try:
                 self._check_bucket(bucket, expected)
@@ -103,6 +106,14 @@ class Verification:
             findings=tuple(self._findings),
             problems=tuple(self._problems),
         )
+
+    def _note_gone(self, name: str, known: _Bucket) -> None:
+        """Who has left with all that was owed is no problem, and must not hide one for ever."""
+        gone = f"bucket {name}: it is no longer in the configuration"
+        if known.perhaps:
+            self._problems.append(f"{gone}, and batches wait for it")
+        else:
+            log.info("%s, and is not looked at", gone)
 
     def _load(self) -> list[Batch]:
         with self._means.db.connection() as conn:

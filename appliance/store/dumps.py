@@ -79,7 +79,7 @@ def check_version(file: Path) -> None:
     command = [str(binary("pg_restore")), "--data-only", "--table=installation", "--file=-", str(file)]
     done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - PostgreSQL's own
     if done.returncode != 0:
-        raise BackupError(_failed("pg_restore", done.stderr))
+        raise BackupError(f"{file} is no whole backup, take another file: {_failed('pg_restore', done.stderr)}")
     version = _version_in(done.stdout.splitlines())
     if version is None:
         raise BackupError(f"{file} is no backup of an appliance: it has no table installation with a row")
@@ -193,7 +193,7 @@ def _copy(conn: Connection, statement: bytes, lines: Iterator[bytes]) -> None:
             if line == _ROWS_END:
                 return
             copy.write(line)
-        raise BackupError("the backup is cut off")
+        raise BackupError("the backup is cut off: take another file")
 
 
 def _dump(conninfo: str, file: Path, tell: Callable[[int], None]) -> None:

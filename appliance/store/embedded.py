@@ -242,9 +242,7 @@ class EmbeddedPostgres:
 
     def _check_owner(self) -> None:
         for path in (self._data_dir, self.cluster):
-            if path.exists() and path.stat().st_uid not in {os.geteuid(), 0}:
-                owner = path.stat().st_uid
-                raise StartError(f"{path} belongs to user id {owner}: run the appliance as that user")
+            _check_owner(path)
         if not os.access(self._data_dir, os.W_OK):
             raise StartError(f"{self._data_dir} cannot be written: change its owner, or server.data_dir")
 
@@ -281,10 +279,18 @@ def lock_file(data_dir: Path, name: str) -> IO[str]:
             f"the data directory {data_dir} is a file, or lies below one: set server.data_dir to a directory"
         ) from error
     except OSError as error:
+        _check_owner(data_dir)
         raise StartError(
             f"the data directory {data_dir} cannot be used ({error.strerror}): "
             "make it writable for this user, or set server.data_dir"
         ) from error
+
+
+def _check_owner(path: Path) -> None:
+    """Raise StartError where something is somebody else's."""
+    owner = path.stat().st_uid if path.exists() else os.geteuid()
+    if owner not in {os.geteuid(), 0}:
+        raise StartError(f"{path} belongs to user id {owner}: run the appliance as that user")
 
 
 def _socket_dir(data_dir: Path) -> Path:

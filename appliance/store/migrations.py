@@ -3,6 +3,7 @@
 Steps are files `migrations/NNNN_what.sql` beside this module; the step NNNN leads from version NNNN - 1.
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance.errors import SchemaError
@@ -10,7 +11,7 @@ from appliance.resources import read_resource
 from appliance.store.database import Connection, fetch_value
 from appliance.store.versions import check_server
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 _STEPS = Path(__file__).parent / "migrations"
 # Any number will do, as long as it is always the same: two processes that start at once take turns.
@@ -22,7 +23,8 @@ def migrate(conn: Connection, *, alone: bool = True) -> None:
 
     Unless the caller is `alone` with the database, an older schema is left to the appliance that runs on it.
 
-    Raises SchemaError when the database was made by a newer version, is to be left alone, or the server is too old.
+    Raises SchemaError when the database was made by a newer version, is to be left alone, or has been moved to another
+    one, and when the server is too old.
     """
     with conn.transaction():
         # What another process did while this one waited for the lock must be seen, whatever the database's default.
@@ -32,6 +34,17 @@ def migrate(conn: Connection, *, alone: bool = True) -> None:
         if not alone:
             check_version(conn)
         bring_up_to_date(conn)
+        _check_not_moved(conn)
+
+
+def _check_not_moved(conn: Connection) -> None:
+    moved_at: datetime | None = fetch_value(conn, "SELECT moved_at FROM installation")
+    if moved_at is not None:
+        when = f"{moved_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        raise SchemaError(
+            f"all of this database was moved to another one ({when}): start with the configuration of that one. To use "
+            'this one all the same, set "moved_at" in its table "installation" to NULL'
+        )
 
 
 def check_version(conn: Connection) -> None:

@@ -53,6 +53,11 @@ def copy_everything(source: Connection, target: Connection, *, tell: Callable[[i
         _copy_numbering(source, target, table)
 
 
+def mark_moved(source: Connection) -> None:
+    """Let nobody go on with a database by mistake whose events and history are in another one."""
+    source.execute("UPDATE installation SET moved_at = now()")
+
+
 def _copy_table(source: Connection, target: Connection, table: str) -> Iterator[int]:
     """Copy one table, and yield the size of each piece that has gone."""
     # By name: steps of migrations put columns at the end, where schema.sql has them in their place.

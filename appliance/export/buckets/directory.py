@@ -131,7 +131,9 @@ class DirectoryBucket:
 
 def _reason(error: OSError) -> str:
     reason = error.strerror or str(error)
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+    if error.errno == errno.EROFS:
+        return f"{reason}: mount it for writing, and let the service write there (systemd: ReadWritePaths)"
+    if error.errno in {errno.EACCES, errno.EPERM}:
         return f"{reason}: the appliance's user needs to read, list and write here"
     return reason
 
