@@ -39,11 +39,13 @@ def means_away(error: Exception) -> bool:
 def _bundled(groups: Iterable[list[Event]]) -> Iterator[list[Event]]:
     """Put small groups together, in their order."""
     bundle: list[Event] = []
+    chars = 0
     for group in groups:
         bundle += group
-        if len(bundle) >= _BUNDLE_EVENTS or sum(event.chars for event in bundle) >= _BUNDLE_CHARS:
+        chars += sum(event.chars for event in group)
+        if len(bundle) >= _BUNDLE_EVENTS or chars >= _BUNDLE_CHARS:
             yield bundle
-            bundle = []
+            bundle, chars = [], 0
     if bundle:
         yield bundle
 

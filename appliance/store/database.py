@@ -114,15 +114,13 @@ class Database:
             # A primary that was made a standby: another server takes the writes now.
             self._replace_connections()
             raise DatabaseUnavailableError(f"the database answers, but {READ_ONLY}") from error
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            why = f"the database failed: {first_line(error)}"
             if _is_of_the_statement(error):
-                raise StatementFailedError(f"the database failed: {first_line(error)}") from error
+                raise StatementFailedError(why) from error
             # After a restart of the server every idle connection is dead.
             self._replace_connections()
-            raise DatabaseUnavailableError(f"the database failed: {first_line(error)}") from error
-        except psycopg.InterfaceError as error:
-            self._replace_connections()
-            raise DatabaseUnavailableError(f"the database failed: {first_line(error)}") from error
+            raise DatabaseUnavailableError(why) from error
 
     def _replace_connections(self) -> None:
         """Replace them all at once, each when it is idle."""
@@ -143,7 +141,7 @@ class Database:
             conn.execute("SELECT 1")
 
 
-def _is_of_the_statement(error: psycopg.OperationalError) -> bool:
+def _is_of_the_statement(error: psycopg.Error) -> bool:
     """Return whether the server lives and would do other things: a limit or a time-out was met, or a lock not had.
 
     Classes 54 and 55 of PostgreSQL's errors, query_canceled and configuration_limit_exceeded. A lack of disk or memory
