@@ -310,7 +310,7 @@ def test_what_waits_takes_no_more_memory_than_allowed(db: Database, tmp_path: Pa
     inbox = make_inbox(db, tmp_path)
     outcomes: list[Any] = []
     # Nobody takes anything out of it yet.
-    for _ in range(400):
+    for _ in range(700):
         inbox.submit([large()], outcomes.append)
-    assert 16_000_000 / 60_020 - 1 <= 400 - len(outcomes) <= 16_000_000 / 60_000
+    assert 32_000_000 / 60_020 - 1 <= 700 - len(outcomes) <= 32_000_000 / 60_000
     assert {type(outcome) for outcome in outcomes} == {InboxFullError}

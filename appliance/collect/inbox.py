@@ -36,7 +36,8 @@ _MAX_GROUP_EVENTS = 2_000
 _MAX_GROUP_CHARS = 2_000_000
 # Beyond this, requests are refused at once instead of waiting in a queue that only grows.
 _MAX_WAITING_EVENTS = 20_000
-_MAX_WAITING_CHARS = 16_000_000
+# So many events of an ordinary size, and no more of large ones: 1,000 of 65 KB took 1.5 GB.
+_MAX_WAITING_CHARS = 32_000_000
 # A database that has not answered by then is taken for frozen.
 _COMMIT_SECONDS = 2.0
 _CLOSE_SECONDS = 4.0
