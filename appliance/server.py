@@ -30,6 +30,7 @@ from appliance.runtime import Runtime, create_app
 from appliance.store.attach import conninfo_of
 from appliance.store.embedded import EmbeddedPostgres, lock_file
 from appliance.store.programs import die_with_parent
+from appliance.words import how_ended
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +238,7 @@ class _Supervisor:
         child.ended()
         if self._stopping:
             return
-        how = "ended" if status is None else f"ended ({_describe(status)})"
+        how = "ended" if status is None else f"ended ({how_ended(os.waitstatus_to_exitcode(status))})"
         log.error("%s %s, starting it again in %.1f s%s", child.name, how, child.delay, self._more_about(child))
 
     def _more_about(self, child: _Child) -> str:
@@ -392,12 +393,6 @@ def _bind_problem(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port {port} is taken by another program or appliance: stop that, or set server.bind to another port"
     return f"cannot listen on {host}:{port} ({error.strerror or error}): correct server.bind"
-
-
-def _describe(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return f"signal {os.WTERMSIG(status)}, {signal.strsignal(os.WTERMSIG(status))}"
-    return f"exit code {os.WEXITSTATUS(status)}"
 
 
 def _print_welcome(settings: Settings) -> None:

@@ -22,6 +22,7 @@ from appliance.errors import ApplianceError, BucketAheadError
 from appliance.export.means import StoppedError
 from appliance.export.process import STOP_SECONDS, run_apart
 from appliance.store.database import Database
+from appliance.words import how_ended
 
 if TYPE_CHECKING:
     from appliance.export.report import Report
@@ -197,3 +198,10 @@ def start_parent() -> Iterator[Callable[[Settings, str], psutil.Process]]:
     for process in started:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "said"), [(0, "exit code 0"), (3, "exit code 3"), (-9, "SIGKILL"), (-40, "signal 40")]
+)
+def test_every_way_in_which_a_process_ends_has_a_name(exit_code: int, said: str) -> None:
+    assert how_ended(exit_code) == said

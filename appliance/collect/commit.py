@@ -40,6 +40,11 @@ class Outcome:
         return Outcome(new=self.new | other.new, refused=self.refused | other.refused, stuck=self.stuck | other.stuck)
 
 
+def means_away(error: Exception) -> bool:
+    """Return whether an error shows that the database takes nothing at all."""
+    return isinstance(error, DatabaseUnavailableError) and not isinstance(error, StatementFailedError)
+
+
 class Committer:
     """Stores groups. Only errors of SQLSTATE classes 22 and 23 blame a row.
 
@@ -113,10 +118,8 @@ class Committer:
 
     def _is_away(self, error: Exception, *, alone: bool) -> bool:
         """Return whether it is the database; where that answers, it was too much at once for the time."""
-        if not isinstance(error, DatabaseUnavailableError) or isinstance(error, StatementFailedError):
-            return False
-        if alone:
-            return True
+        if alone or not means_away(error):
+            return means_away(error)
         try:
             self._db.ping()
         except DatabaseUnavailableError:

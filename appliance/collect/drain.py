@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import psycopg
 
-from appliance.collect.commit import Committer, Outcome
+from appliance.collect.commit import Committer, Outcome, means_away
 from appliance.collect.spool import Segment, Spool
-from appliance.errors import ApplianceError, DatabaseUnavailableError, StatementFailedError
+from appliance.errors import ApplianceError
 from appliance.log import Seldom
 from appliance.store import quarantine
 from appliance.store.database import Database, first_line
@@ -29,11 +29,6 @@ _BUNDLE_CHARS = 2_000_000
 
 class _StuckError(ApplianceError):
     """Events cannot be stored, and nothing shows yet whether that is their fault or the database's."""
-
-
-def means_away(error: Exception) -> bool:
-    """Return whether an error shows that the database takes nothing at all."""
-    return isinstance(error, DatabaseUnavailableError) and not isinstance(error, StatementFailedError)
 
 
 def _bundled(groups: Iterable[list[Event]]) -> Iterator[list[Event]]:

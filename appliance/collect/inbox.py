@@ -19,8 +19,8 @@ from typing import TypeAlias
 import psycopg
 
 from appliance.collect import commit
-from appliance.collect.commit import Committer
-from appliance.collect.drain import Drain, means_away
+from appliance.collect.commit import Committer, means_away
+from appliance.collect.drain import Drain
 from appliance.collect.spool import Spool, SpoolError
 from appliance.collect.tallies import GroupTally
 from appliance.errors import ApplianceError, DatabaseUnavailableError

@@ -13,7 +13,7 @@ MAX_DEPTH = 64
 _TOO_DEEP = "the JSON is nested too deeply"
 _GZIP_BITS = 16 + zlib.MAX_WBITS
 # As our encoder writes them.
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 _EXPONENT = re.compile(r"[0-9]e[+-]([0-9]+)")
 _MAX_MORE_CHARS = 65_536
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

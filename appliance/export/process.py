@@ -8,7 +8,6 @@ ends, because it is told to stop or because the worker is gone, it stops at its 
 import logging
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from appliance.export.means import Pulse
 from appliance.export.report import Report
 from appliance.priority import step_back
 from appliance.store.database import Database
+from appliance.words import how_ended
 
 if TYPE_CHECKING:
     from appliance.export.buckets.probe import Probe
@@ -95,9 +95,8 @@ def _close_to_stop(stdin: IO[bytes], stopping: threading.Event, ended: threading
 
 def _answer_of(name: str, answer: bytes, exit_code: int) -> Any:
     if not answer:
-        how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
         raise ApplianceError(
-            f"the process that ran {name} ended with {how}; the next run goes on "
+            f"the process that ran {name} ended with {how_ended(exit_code)}; the next run goes on "
             "(SIGKILL often means that the machine has too little memory)"
         )
     found = pickle.loads(answer)  # noqa: S301 - our own child has written it

@@ -66,7 +66,7 @@ def _cut(conn: psycopg.Connection) -> bool:
     """Cut its socket; return False where that has to be tried again."""
     try:
         # The descriptor is our own: the library closes its own when it notices.
-        own = os.dup(conn.fileno())
+        descriptor = os.dup(conn.fileno())
     except psycopg.OperationalError:
         # It was closed in this moment.
         return True
@@ -74,6 +74,6 @@ def _cut(conn: psycopg.Connection) -> bool:
         # Out of descriptors: there may be one a moment later.
         return error.errno == errno.EBADF
     log.warning("the database does not answer, giving up a connection to it")
-    with suppress(OSError), socket.socket(fileno=own) as again:
-        again.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError), socket.socket(fileno=descriptor) as own:
+        own.shutdown(socket.SHUT_RDWR)
     return True
