@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from bench import exports, load
+from bench import exports, load, tracker
 from bench.errors import BenchError
 from bench.filling import fill
 from bench.load import Answers
@@ -218,6 +218,7 @@ MEASURES: Mapping[str, Callable[[World, Plan], list[Row]]] = {
     "table": full_table,
     "several": several,
     "page": page,
+    "tracker": tracker.longest_task,
     "export": export,
     "memory": memory,
     "export-rate": exports.rate,
