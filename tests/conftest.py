@@ -46,6 +46,15 @@ START_SECONDS = 60.0
 pytest_plugins = ["tracking", "servers"]
 
 
+def pytest_configure() -> None:
+    """Let Ctrl-C be what it is: a shell without job control has what it starts in the background ignore it.
+
+    What the tests start would inherit that, and a PostgreSQL that is told to stop before it listens would not hear it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let what a test has logged travel between processes, whatever it is: lone surrogates cannot be encoded."""
@@ -95,7 +104,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
 def database(postgres: EmbeddedPostgres, template: str, name: str) -> Iterator[str]:
     """Make a copy of a database, to which nobody may be connected, for as long as this lasts; yields how to connect."""
     with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     yield psycopg.conninfo.make_conninfo(postgres.conninfo, dbname=name)
     with psycopg.connect(postgres.conninfo, autocommit=True) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
