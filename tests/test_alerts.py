@@ -228,7 +228,8 @@ def test_a_message_reaches_a_server(listener: Listener) -> None:
 def test_one_url_that_fails_or_hangs_keeps_no_message_from_the_others(listener: Listener) -> None:
     with listening() as hangs, listening() as refuses:
         hangs.hangs, refuses.status = True, 500
-        urls = [hangs.url, refuses.url, "nothing://of-the-kind", listener.url]
+        # (apprise itself would give up after 4 s.)
+        urls = [f"{hangs.url}?rto=60", refuses.url, "nothing://of-the-kind", listener.url]
         started = time.monotonic()
         sent = send(urls, Alert("a", "b"), seconds=8)
     assert time.monotonic() - started < 30
