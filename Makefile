@@ -65,17 +65,17 @@ $(VENV)/.installed-spark: $(VENV)/.installed-dev requirements-spark.lock
 
 install: $(VENV)/.installed-dev
 
-# Two at a time where there is room; those that look at how fast answers come need the machine for themselves.
+# Three at a time, because they wait a lot; those that look at how fast answers come need the machine for themselves.
 test: install programs axe
 ifeq ($(ARGS),)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not alone and not spark and not servers"
+	$(BIN)/pytest --numprocesses 3 --dist worksteal -m "not alone and not spark and not servers"
 	$(BIN)/pytest -m alone
 else
 	$(BIN)/pytest $(ARGS)
 endif
 
 test-full: test
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m servers
+	$(BIN)/pytest --numprocesses 3 --dist worksteal -m servers
 
 spark-test: $(VENV)/.installed-spark
 	@java -version 2>/dev/null || { echo "Spark needs Java 17 or newer: apt-get install default-jre-headless"; exit 1; }

@@ -144,8 +144,10 @@ class Runtime:
     def notes(self) -> list[str]:
         """Name what is not as it should be while events are taken in."""
         notes = []
-        if self.inbox.database_away or not self.spool.empty:
+        if not self.spool.empty:
             notes.append(f"{self.spool.used_bytes} bytes of events wait in the spool for the database")
+        elif self.inbox.database_away:
+            notes.append("events go to the spool until the database can be used")
         if self._upgrade is not None and self._upgrade.under_way:
             notes.append("PostgreSQL is being upgraded")
         elif self._upgrade is not None and self._upgrade.has_failed:

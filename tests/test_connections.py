@@ -520,7 +520,7 @@ def test_hundreds_of_hostile_clients_do_not_slow_honest_ones_down(
     assert percentile_99(seconds) < 1.0
     assert stored(box, visitor) == len(seconds)
     assert worker_of(box) == worker
-    wait_for(lambda: worker.num_fds() <= before + 10, "the connections to be closed", seconds=20)
+    wait_for(lambda: worker.num_fds() <= before + 10, "the connections to be closed")
 
 
 def test_when_too_many_requests_are_incomplete_the_oldest_go_for_new_ones(
@@ -565,7 +565,7 @@ def test_requests_beyond_the_capacity_are_refused_at_once_and_nobody_hangs(
 ) -> None:
     requests = [post(visitor, b"Connection: close")] * 2_000
     # Where events go to the spool already, nothing waits.
-    wait_for(lambda: sent(box, post(visitor)) == [200], "the database to be used", seconds=20)
+    wait_for(lambda: sent(box, post(visitor)) == [200], "the database to be used")
     # Answers are held back for as long as a group waits for the database, 2 s. For so many requests to be read
     # in that time on a busy machine, too, they are there before the worker sees the first of them.
     with frozen_database(box):
@@ -580,7 +580,7 @@ def test_requests_beyond_the_capacity_are_refused_at_once_and_nobody_hangs(
     assert refused
     assert min(outcome.seconds for outcome in refused) < 4
     assert all(outcome.retry_after for outcome in refused)
-    wait_for(lambda: sent(box, post(visitor)) == [200], "the appliance to be well again", seconds=20)
+    wait_for(lambda: sent(box, post(visitor)) == [200], "the appliance to be well again")
     assert stored(box, visitor) >= statuses[200]
 
 

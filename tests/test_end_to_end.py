@@ -44,7 +44,7 @@ def test_every_event_the_browser_sent_stands_once_in_both_buckets(
     sent = visit_the_demo_site(browser, box)
     assert {"pageview", "click", "signup", "submit", "scroll", "pageleave"} <= {event["eventType"] for event in sent}
     ids = {event["eventId"] for event in sent}
-    wait_for(lambda: stored_ids(box) == ids, "all events to be stored", seconds=10)
+    wait_for(lambda: stored_ids(box) == ids, "all events to be stored")
     wait_for(lambda: stored_ids(box, exported=True) == ids, "a scheduled export", seconds=90)
 
     first, second = s3.objects(client), s3.objects(backup)

@@ -611,7 +611,7 @@ def test_what_is_refused_before_it_is_read_can_be_seen_too(collector: Collector)
 
     for request, status in UNREAD.values():
         assert raw_status(collector.box, request) == status
-    wait_for(lambda: set(UNREAD) <= reasons(), "the quarantine", seconds=20)
+    wait_for(lambda: set(UNREAD) <= reasons(), "the quarantine")
 
 
 UNWANTED: dict[str, tuple[bytes, dict[str, str]]] = {

@@ -262,7 +262,7 @@ def test_runs_that_the_ledger_forgets_stay_counted(db: Database) -> None:
     end_runs(400)
     with db.connection() as conn:
         runs.start(conn, "acme")
-    wait_for(lambda: counted() == (800, 800, 1600), "all runs to be counted, and the one that runs not", seconds=10)
+    wait_for(lambda: counted() == (800, 800, 1600), "all runs to be counted, and the one that runs not")
 
 
 def test_a_second_scrape_right_after_the_first_asks_the_database_nothing(db: Database) -> None:

@@ -134,5 +134,5 @@ def test_what_goes_elsewhere_is_seen_though_it_fails(tmp_path: Path, program: st
     record = tmp_path / "record"
     command = traced([sys.executable, "-c", program], record)
     in_a_network_of_its_own(lambda: subprocess.run(command, stderr=subprocess.DEVNULL, check=False))
-    wait_for(lambda: [call for call in sent(record) if goes_to in call.where], f"a record of {goes_to}", seconds=20)
+    wait_for(lambda: [call for call in sent(record) if goes_to in call.where], f"a record of {goes_to}")
     assert strays(sent(record), addresses={"127.0.0.1:9000"}, below=tmp_path)

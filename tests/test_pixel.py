@@ -194,7 +194,7 @@ def test_a_look_that_names_no_site_is_kept_in_the_quarantine(collector: Collecto
             "SELECT kind, reason FROM quarantine WHERE position(%s in content) > 0 LIMIT 1", (visitor.encode(),)
         ).fetchone()
 
-    assert wait_for(found, "the quarantine", seconds=20) == ("event", "siteId is missing")
+    assert wait_for(found, "the quarantine") == ("event", "siteId is missing")
 
 
 @settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

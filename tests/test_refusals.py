@@ -120,7 +120,7 @@ def test_counts_are_told_for_a_day_and_forgotten_after_a_month(db: Database, con
 def test_what_is_noted_stands_in_the_table_a_little_later(refusals: Refusals, conn: Conn) -> None:
     refusals.note("body", "no JSON", content=b"{")
     refusals.note("origin", "not from there", site_id="shop")
-    wait_for(lambda: number(conn) == 2, "the quarantine", seconds=10)
+    wait_for(lambda: number(conn) == 2, "the quarantine")
     found = conn.execute("SELECT kind, reason, site_id, content FROM quarantine ORDER BY kind").fetchall()
     assert found == [("body", "no JSON", "", b"{"), ("origin", "not from there", "shop", None)]
     assert counted(conn) == {("body", ""): 1, ("origin", "shop"): 1}
@@ -175,8 +175,8 @@ def test_while_the_database_is_away_refusals_wait_within_bounds_and_none_is_misc
         refusals.note("body", "the last", content=b"[")
         admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     with psycopg.connect(conninfo, autocommit=True) as conn:
-        wait_for(lambda: counted(conn), "the quarantine", seconds=20)
-        wait_for(lambda: number(conn, "body") == 2, "what waited", seconds=10)
+        wait_for(lambda: counted(conn), "the quarantine")
+        wait_for(lambda: number(conn, "body") == 2, "what waited")
         assert counted(conn) == {("body", ""): 2, ("event", ""): 100}
         assert number(conn, "event") == 20
 
@@ -186,5 +186,5 @@ def test_before_the_schema_is_there_refusals_wait(refusals: Refusals, conn: Conn
     refusals.note("body", "no JSON", content=b"{")
     time.sleep(2.5)
     conn.execute("ALTER TABLE later RENAME TO quarantine")
-    wait_for(lambda: number(conn) == 1, "the quarantine", seconds=10)
+    wait_for(lambda: number(conn) == 1, "the quarantine")
     assert counted(conn) == {("body", ""): 1}

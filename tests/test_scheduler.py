@@ -57,7 +57,7 @@ class Clock:
         def ended() -> list[str]:
             return [outcome for outcome in self.outcomes(job) if outcome != "running"]
 
-        wait_for(lambda: len(ended()) >= number, f"a run of {job}", seconds=15)
+        wait_for(lambda: len(ended()) >= number, f"a run of {job}")
 
     def manifests(self, bucket: str) -> int:
         return len(list((self.root / bucket).rglob("_manifests/**/*.json")))

@@ -182,7 +182,7 @@ def test_what_is_refused_for_its_rate_is_counted(limited: Collector, site: str) 
     def counted() -> Any:
         return limited.conn.execute("SELECT sum(number) FROM refusal_counts WHERE kind = 'address rate'").fetchone()
 
-    assert wait_for(lambda: counted() != (None,), "the counts", seconds=20)
+    assert wait_for(lambda: counted() != (None,), "the counts")
 
 
 def test_an_address_is_cut_before_it_reaches_the_spool(
@@ -253,7 +253,7 @@ def test_events_that_visitors_do_not_want_counted_are_counted_as_refused(collect
             "SELECT content FROM quarantine WHERE kind = 'dnt' AND site_id = 'polite' LIMIT 1"
         ).fetchone()
 
-    assert wait_for(noted, "the quarantine", seconds=20) == (None,)
+    assert wait_for(noted, "the quarantine") == (None,)
 
 
 # ---- for which sites
@@ -294,7 +294,7 @@ def test_sites_that_were_turned_away_are_no_names_in_the_counts(unconfigured: Co
     def counted() -> list[tuple[str]]:
         return unconfigured.conn.execute("SELECT site_id FROM refusal_counts WHERE kind = 'site'").fetchall()
 
-    wait_for(counted, "the counts", seconds=20)
+    wait_for(counted, "the counts")
     assert set(counted()) == {("",)}
 
 

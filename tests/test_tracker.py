@@ -85,7 +85,7 @@ def test_it_makes_the_browser_lay_out_nothing_while_it_loads(
     done: list[Any] = []
     session.on("Tracing.tracingComplete", lambda data: done.append(data))  # noqa: PLW0108 - Playwright marks what it is given
     session.send("Tracing.end")
-    wait_for(lambda: visitor.waits() and done, "the trace", seconds=20)
+    wait_for(lambda: visitor.waits() and done, "the trace")
     ours = [
         event
         for event in spans(events, "EvaluateScript", "FunctionCall")
@@ -255,7 +255,7 @@ def test_nothing_that_a_page_calls_throws_or_stops_what_comes_after(visitor: Vis
         visitor.page.evaluate("appliance.optIn(); appliance.consent(true)")
         visitor.page.evaluate("call => appliance.track('after', { call })", call)
         visitor.page.evaluate("dispatchEvent(new Event('online'))")
-        wait_for(lambda: visitor.waits() and not visitor.queue(), f"what comes after {call}", seconds=5)
+        wait_for(lambda: visitor.waits() and not visitor.queue(), f"what comes after {call}")
     events = visitor.events()
     assert [event["call"] for event in events if event["eventType"] == "after"] == MISTAKES
     assert errors == []
@@ -320,7 +320,7 @@ def test_a_page_that_has_replaced_what_the_tracker_might_use_is_tracked_and_not_
     site.body = "<button>Press</button>"
     visitor.page.goto(site.origin, wait_until="load")
     wanted = {"own", "click", "pageleave", "pageview"} - ({"pageview"} if "screen" in name else set())
-    wait_for(lambda: set(visitor.types()) >= wanted, "all events", seconds=10)
+    wait_for(lambda: set(visitor.types()) >= wanted, "all events")
     assert {event["path"] for event in visitor.events()} >= {"/"}
 
 
@@ -331,7 +331,7 @@ def test_a_strict_content_policy_needs_the_collector_in_two_places(site: Site, v
     visitor.page.on("console", lambda message: blocked.append(message.text))
     visitor.page.goto(site.origin)
     visitor.page.wait_for_selector("body", state="attached")
-    wait_for(lambda: visitor.waits() and visitor.types() == ["pageview"], "a pageview", seconds=10)
+    wait_for(lambda: visitor.waits() and visitor.types() == ["pageview"], "a pageview")
     assert blocked == []
     assert f"script-src {'https://events.example.com'}" in DOCUMENT
     assert f"connect-src {'https://events.example.com'}" in DOCUMENT
@@ -362,7 +362,7 @@ def test_the_demo_site_is_tracked_from_another_origin_than_the_collector_s(
     page = visitor.goes_to()
     page.click("#signup")
     page.evaluate("dispatchEvent(new Event('online'))")
-    wait_for(lambda: visitor.waits() and len(web.stored("demo")) == 2, "two events", seconds=10)
+    wait_for(lambda: visitor.waits() and len(web.stored("demo")) == 2, "two events")
     assert [event["eventType"] for event in web.stored("demo")] == ["pageview", "signup"]
     assert {event["url"] for event in web.stored("demo")} == {f"{site.origin}/"}
 
@@ -418,7 +418,7 @@ def test_the_examples_have_the_fields_of_the_events_as_they_arrive(site: Site, v
     page.wait_for_timeout(150)
     visitor.hides()
     page.evaluate("dispatchEvent(new Event('online'))")
-    wait_for(lambda: visitor.waits() and set(visitor.types()) == set(examples()), "every event", seconds=10)
+    wait_for(lambda: visitor.waits() and set(visitor.types()) == set(examples()), "every event")
     arrived: dict[str, set[str]] = {}
     for event in visitor.events():
         arrived.setdefault(event["eventType"], set()).update(event)

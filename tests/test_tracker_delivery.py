@@ -40,7 +40,7 @@ def answers(visitor: Visitor, *statuses: int, headers: dict[str, str] | None = N
 def flushes(visitor: Visitor, tries: list[Any], number: int) -> None:
     """Have the queue sent until there were so many requests, whatever pause was asked for."""
     visitor.page.evaluate("dispatchEvent(new Event('online'))")
-    wait_for(lambda: visitor.waits() and len(tries) >= number, f"request {number}", seconds=10)
+    wait_for(lambda: visitor.waits() and len(tries) >= number, f"request {number}")
 
 
 # ---- what the server answers
@@ -51,7 +51,7 @@ def test_what_cannot_be_stored_now_is_kept_and_sent_again_with_the_same_id(visit
     tries = answers(visitor, status)
     visitor.goes_to()
     flushes(visitor, tries, 1)
-    wait_for(lambda: visitor.waits() and visitor.pause()["until"], "a pause", seconds=5)
+    wait_for(lambda: visitor.waits() and visitor.pause()["until"], "a pause")
     assert len(visitor.queue()) == 1
     (event,) = visitor.stored("pageview")
     assert tries == [[event["eventId"]]] * 2
@@ -66,7 +66,7 @@ def test_what_the_server_will_never_take_is_dropped_and_said(site: Site, visitor
     for number, status in enumerate(statuses, start=1):
         visitor.page.evaluate("status => appliance.track(`refused with ${status}`)", status)
         flushes(visitor, tries, number)
-        wait_for(lambda: visitor.waits() and not visitor.queue(), f"the end of {status}", seconds=5)
+        wait_for(lambda: visitor.waits() and not visitor.queue(), f"the end of {status}")
     assert visitor.hears("refused 1").count("by the test") == len(statuses)
     visitor.page.evaluate("appliance.track('later')")
     visitor.stored("later")
@@ -102,7 +102,7 @@ def test_a_request_that_hangs_is_given_up_and_sent_again(visitor: Visitor) -> No
     visitor.page.route("**/collect", lambda route: asked.append(route) if not asked else route.continue_())
     visitor.goes_to()
     flushes(visitor, asked, 1)
-    wait_for(lambda: visitor.waits() and visitor.pause()["until"], "the end of the request", seconds=5)
+    wait_for(lambda: visitor.waits() and visitor.pause()["until"], "the end of the request")
     assert visitor.page.evaluate("asked") == 30_000
     visitor.stored("pageview")
 
@@ -113,7 +113,7 @@ def test_pauses_grow_and_differ_from_browser_to_browser(visitor: Visitor) -> Non
     pauses = []
     for number in range(1, 13):
         flushes(visitor, tries, number)
-        wait_for(lambda: visitor.waits() and visitor.pause()["until"], "a pause", seconds=5)
+        wait_for(lambda: visitor.waits() and visitor.pause()["until"], "a pause")
         pause = visitor.pause()
         pauses.append((pause["until"] - pause["now"]) / 1000)
     for number, seconds in enumerate(pauses, start=1):
@@ -133,7 +133,7 @@ def test_the_pause_that_the_server_asks_for_holds_for_all_tabs_and_the_next_page
     tries = answers(visitor, 429, headers={"Retry-After": asked})
     visitor.goes_to()
     flushes(visitor, tries, 1)
-    wait_for(lambda: visitor.waits() and visitor.pause()["until"], "a pause", seconds=5)
+    wait_for(lambda: visitor.waits() and visitor.pause()["until"], "a pause")
     pause = visitor.pause()
     assert least < (pause["until"] - pause["now"]) / 1000 <= most
     if least > 60:
@@ -179,7 +179,7 @@ def test_a_batch_that_is_too_large_for_the_server_is_sent_in_parts(
         for (let n = 12; n < 24; n++) appliance.track("small", { n });
     }""")
     visitor.page.evaluate("dispatchEvent(new Event('online'))")
-    wait_for(lambda: visitor.waits() and not visitor.queue(), "the queue to be empty", seconds=15)
+    wait_for(lambda: visitor.waits() and not visitor.queue(), "the queue to be empty")
     assert visitor.hears("refused 1").count("refused 1") == 1
     with psycopg.connect(conninfo) as conn:
         stored = [row[0] for row in conn.execute("SELECT raw_event_data FROM events_log ORDER BY id")]
@@ -202,11 +202,17 @@ def test_events_go_in_batches_by_time_and_by_size(visitor: Visitor) -> None:
     began = time.monotonic()
     visitor.goes_to()
     visitor.page.evaluate("for (let n = 0; n < 5; n++) appliance.track('small', { n })")
-    wait_for(lambda: visitor.waits() and tries, "a request", seconds=8)
+    wait_for(lambda: visitor.waits() and tries, "a request")
     assert time.monotonic() - began > 1.9
     assert [len(ids) for ids in tries] == [6]
-    visitor.page.evaluate("for (let n = 0; n < 30; n++) appliance.track('large', { fill: 'x'.repeat(1000) })")
-    wait_for(lambda: visitor.waits() and len(tries) > 1, "a second request", seconds=1.5)
+    # Without timers it can be nothing but their size that sends them.
+    visitor.page.evaluate("""
+        window.timers = setTimeout;
+        setTimeout = () => 0;
+        for (let n = 0; n < 30; n++) appliance.track('large', { fill: 'x'.repeat(1000) });
+    """)
+    wait_for(lambda: visitor.waits() and len(tries) > 1, "a second request")
+    visitor.page.evaluate("setTimeout = timers")
     visitor.stored("pageview", *["small"] * 5, *["large"] * 30)
 
 
@@ -321,15 +327,15 @@ def test_a_server_that_is_killed_while_it_is_sent_to_gets_everything_once_when_i
         asked.append(route)
         if len(asked) == 3:
             box.kill()
-            wait_for(lambda: not box.ready(), "the end of the server", seconds=10)
+            wait_for(lambda: not box.ready(), "the end of the server")
         route.continue_()
 
     visitor.page.route("**/collect", kill_at_the_third)
     visitor.page.evaluate("dispatchEvent(new Event('online'))")
-    wait_for(lambda: visitor.waits() and visitor.pause()["until"], "a failed send", seconds=10)
+    wait_for(lambda: visitor.waits() and visitor.pause()["until"], "a failed send")
     box.start()
     visitor.page.evaluate("dispatchEvent(new Event('online'))")
-    wait_for(lambda: visitor.waits() and not visitor.queue(), "the queue to be empty", seconds=20)
+    wait_for(lambda: visitor.waits() and not visitor.queue(), "the queue to be empty")
     with psycopg.connect(EmbeddedPostgres(box.data_dir).conninfo) as conn:
         rows = conn.execute("SELECT raw_event_data->>'n' FROM events_log WHERE event_type = 'many'").fetchall()
     assert sorted(int(row[0]) for row in rows) == list(range(200))

@@ -176,7 +176,7 @@ def test_a_page_from_the_back_forward_cache_is_looked_at_again(caching_browser: 
     page.evaluate("window.before = true")
     visitor.goes_to("/second")
     page.evaluate("history.back()")
-    wait_for(lambda: visitor.waits() and re.search("/first$", page.url), "the first page", seconds=5)
+    wait_for(lambda: visitor.waits() and re.search("/first$", page.url), "the first page")
     assert page.evaluate("window.before") is True
     events = visitor.stored("pageview", "pageleave", "vitals", "pageview", "pageleave", "vitals", "pageview")
     assert paths(events) == ["/first", "/second", "/first"]

@@ -87,7 +87,7 @@ def test_a_cookie_knows_the_visitor_on_every_host_of_the_domain(site: Site, visi
     visitor.goes_to("/b", origin=site.host("shop.test"))
     visitor.goes_to("/c", origin=site.host("shop.test"))
     visitor.page.evaluate("dispatchEvent(new Event('online'))")
-    wait_for(lambda: visitor.waits() and visitor.types().count("pageview") == 3, "three pageviews", seconds=10)
+    wait_for(lambda: visitor.waits() and visitor.types().count("pageview") == 3, "three pageviews")
     events = visitor.events()
     assert len({event["visitorId"] for event in events}) == len({event["sessionId"] for event in events}) == 1
     cookies = {cookie["name"]: cookie for cookie in visitor.page.context.cookies()}
@@ -100,7 +100,7 @@ def test_a_cookie_knows_the_visitor_on_every_host_of_the_domain(site: Site, visi
     visitor.page.evaluate("appliance.track('no')")
     visitor.page.evaluate("appliance.optIn()")
     visitor.page.evaluate("dispatchEvent(new Event('online'))")
-    wait_for(lambda: visitor.waits() and visitor.types().count("pageview") == 4, "a pageview", seconds=10)
+    wait_for(lambda: visitor.waits() and visitor.types().count("pageview") == 4, "a pageview")
     assert "no" not in visitor.types()
 
 

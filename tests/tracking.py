@@ -165,9 +165,7 @@ class Visitor:
 
     def hears(self, words: str) -> str:
         """Wait until the console says it, and return all of it."""
-        wait_for(
-            lambda: self.waits() and any(words in text for text in self.said), f"{words!r} in {self.said}", seconds=9
-        )
+        wait_for(lambda: self.waits() and any(words in text for text in self.said), f"{words!r} in {self.said}")
         return "\n".join(self.said)
 
     def waits(self) -> bool:
@@ -190,7 +188,7 @@ class Visitor:
 
     def has_sent_all(self) -> None:
         """Wait until nothing waits in the browser."""
-        wait_for(lambda: self.waits() and not self.queue(), "the queue to be empty", seconds=8)
+        wait_for(lambda: self.waits() and not self.queue(), "the queue to be empty")
 
     def stored(self, *types: str, soon: bool = True) -> list[dict[str, Any]]:
         """Wait until exactly events of these types are stored. `soon`: have the queue sent at once."""
@@ -205,7 +203,7 @@ class Visitor:
         if soon and not self.page.is_closed():
             self.page.evaluate("dispatchEvent(new Event('online'))")
         with suppress(AssertionError):
-            wait_for(arrived, "the events", seconds=12)
+            wait_for(arrived, "the events")
         assert sorted(found) == sorted(types)
         return self.events()
 
