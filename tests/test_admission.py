@@ -129,6 +129,7 @@ def test_the_content_of_what_is_refused_is_kept_only_of_those_who_may_send(
 
 def test_without_configured_sites_a_hundred_are_taken_in_and_may_go_on() -> None:
     one = admission()
+    one.remember_sites([])
     for n in range(MAX_UNCONFIGURED_SITES):
         assert one.refusal(f"s{n}", sender()) is None
     refusal = one.refusal("one-more", sender())
@@ -146,6 +147,20 @@ def test_after_a_restart_those_that_have_sent_may_go_on_and_count() -> None:
     assert one.refusal("new", sender()) is None
     assert one.refusal("newer", sender()) is not None
     assert one.refusal("old0", sender()) is None
+
+
+def test_until_the_database_tells_which_sites_there_are_the_one_after_a_hundred_is_asked_to_come_again() -> None:
+    one = admission()
+    for n in range(MAX_UNCONFIGURED_SITES):
+        assert one.refusal(f"invented{n}", sender()) is None
+    refusal = one.refusal("old", sender())
+    assert refusal is not None
+    assert (refusal.status, refusal.retry_after_seconds) == (503, 60)
+    one.remember_sites(["old"])
+    assert one.refusal("old", sender()) is None
+    refusal = one.refusal("invented-too", sender())
+    assert refusal is not None
+    assert refusal.status == 403
 
 
 def test_more_sites_than_a_hundred_in_the_database_may_all_go_on() -> None:

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 # Without configured sites anybody can invent one; each is a line on the status page and a folder in the buckets.
 MAX_UNCONFIGURED_SITES = 100
+_ASK_AGAIN_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class Admission:
         self._addresses = RateLimit(settings.collect.requests_per_minute_per_address)
         self._site_rates = RateLimit(settings.collect.requests_per_minute_per_site)
         self._seen: set[str] = set()
+        self._seen_is_complete = False
         self.proxy: str | None = None
         """A local peer that passes on others' requests and is not among the trusted proxies."""
         self._lock = threading.Lock()
@@ -56,6 +58,7 @@ class Admission:
         """Take in what the database knows: where no sites are configured, those that have sent may go on."""
         with self._lock:
             self._seen.update(site_ids)
+            self._seen_is_complete = True
 
     def note_proxy(self, address: Address) -> None:
         """Say once that a proxy is not configured: its visitors have its address and no limit."""
@@ -123,6 +126,11 @@ class Admission:
             if len(self._seen) < MAX_UNCONFIGURED_SITES:
                 self._seen.add(site_id)
                 return None
+            complete = self._seen_is_complete
+        if not complete:
+            # It may be a site of old, and a browser throws away what is forbidden.
+            reason = "which sites there are is not known until the database is there, please send this later"
+            return Refusal("site", 503, reason, _ASK_AGAIN_SECONDS)
         return Refusal(
             "site", 403, f"while no [[sites]] are configured, at most {MAX_UNCONFIGURED_SITES} site ids are taken in"
         )
