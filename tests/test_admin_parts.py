@@ -1,15 +1,17 @@
 """The parts that the windows are made of: guesses, pictures, words, the verdict, and what they read."""
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import make_event, make_settings, store_events
+from conftest import make_event, make_settings, store_events, wait_for
 
-from appliance.admin import charts, filters, passwords, verdict
+from appliance.admin import auth, charts, filters, passwords, verdict
 from appliance.admin.guesses import ALL_GUESSES, CLIENT_GUESSES, LONGEST_LOCK_SECONDS, WINDOW_SECONDS, Guesses
 from appliance.admin.sessions import over_tls
 from appliance.admin.verdict import Disk
@@ -88,6 +90,20 @@ def test_a_hash_knows_its_password_and_no_other() -> None:
     assert not passwords.matches("password", made)
     assert not passwords.matches(made, made)
     assert not passwords.matches("\ud800", made)
+
+
+def test_many_who_log_in_at_once_hold_few_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = threading.Event()
+    monkeypatch.setattr(auth, "matches", lambda *_: not checked.wait(60))
+    monkeypatch.setattr(auth, "_BUSY_SECONDS", 60)
+    settings = make_settings(admin={"password": passwords.hashed("a password")})
+    door = auth.Auth(settings.admin, tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        guesses = [pool.submit(door.log_in, "a guess", "192.0.2.1") for _ in range(8)]
+        wait_for(lambda: sum(guess.done() for guess in guesses) == 5, "those for whom there is no room")
+        checked.set()
+    answers = [guess.result() for guess in guesses]
+    assert (answers.count(None), answers.count(False)) == (5, 3)
 
 
 @pytest.mark.parametrize(

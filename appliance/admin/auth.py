@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _KEY_BYTES = 32
 _BUSY_SECONDS = 1
+# The one whose password is being checked, and those who wait for it: each holds a thread, of which there are few.
+_MOST_LOGGING_IN = 3
 CSRF_FIELD = "csrf"
 
 
@@ -29,6 +31,7 @@ class Auth:
         self._token = admin.token.get_secret_value()
         self._key_file = _key_file(data_dir)
         self._guesses = Guesses()
+        self._logging_in = threading.BoundedSemaphore(_MOST_LOGGING_IN)
         self._checking = threading.Lock()
 
     @property
@@ -60,7 +63,7 @@ class Auth:
         return self._guesses.allow(client)
 
     def log_in(self, password: str, client: str) -> bool | None:
-        """Open a session if the password is right; None while another is being checked. Count the guess first."""
+        """Open a session if the password is right; None while others are being checked. Count the guess first."""
         right = self._is_password(password)
         if right:
             self._guesses.forgive(client)
@@ -90,6 +93,14 @@ class Auth:
         if not is_hash(self._password):
             return matches(given, self._password)
         # A hash takes a tenth of a second and 32 MB on purpose: strangers must not have many made at once.
+        if not self._logging_in.acquire(blocking=False):
+            return None
+        try:
+            return self._checked_alone(given)
+        finally:
+            self._logging_in.release()
+
+    def _checked_alone(self, given: str) -> bool | None:
         if not self._checking.acquire(timeout=_BUSY_SECONDS):
             return None
         try:
