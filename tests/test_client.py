@@ -73,6 +73,11 @@ RFC_7239: dict[str, tuple[str, str]] = {
     "no for": ("proto=https", "172.16.0.1"),
     "not-for": ("xfor=198.51.100.7", "172.16.0.1"),
     "garbage": (";;;,=,", "172.16.0.1"),
+    "what a visitor has put into Host": ('for=198.51.100.7;host="x,for=203.0.113.6"', "198.51.100.7"),
+    "the same before it": ('host="x;for=203.0.113.6";for=198.51.100.7', "198.51.100.7"),
+    "an escaped quote": ('host="x\\",for=203.0.113.6";for=198.51.100.7', "198.51.100.7"),
+    "a quote without an end": ('for=198.51.100.7;host="x,for=203.0.113.6', "172.16.0.1"),
+    "spaces": (" for = 198.51.100.7 ; proto=https ", "198.51.100.7"),
 }
 
 

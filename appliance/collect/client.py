@@ -27,7 +27,10 @@ _LOCAL = tuple(
 # The same visitors send again and again.
 _REMEMBERED_ADDRESSES = 4_096
 # RFC 7239: Forwarded: for=192.0.2.43, for="[2001:db8::17]:4711";proto=https
-_FORWARDED_FOR = re.compile(r"(?:^|[;\s])for=(\"[^\"]*\"|[^;,\s\"]+)", re.IGNORECASE)
+# Commas, semicolons and "for=" within quotes mean nothing: a visitor's own Host may stand there.
+_FORWARDED_PAIR = re.compile(
+    r"""\s*(?:(?P<name>[^\s=;,"]+)\s*=\s*(?P<value>"(?:[^"\\]|\\.)*"|[^\s;,"]*)\s*)?(?P<end>[;,]|$)"""
+)
 _PORT = re.compile(r":[0-9]{1,5}$")
 
 
@@ -125,8 +128,23 @@ def parse_address(text: str | None) -> Address | None:
 def _hops(forwarded_for: str | None, forwarded: str | None) -> list[str]:
     if forwarded_for:
         return forwarded_for.split(",")
-    elements = (_FORWARDED_FOR.search(element) for element in (forwarded or "").split(","))
-    return [found[1].strip('"') if found else "" for found in elements]
+    return _hops_of_forwarded(forwarded or "")
+
+
+def _hops_of_forwarded(text: str) -> list[str]:
+    """Return what each element says of `for`; one empty text where the header is none, for nobody can be believed."""
+    hops = [""]
+    position = 0
+    while position < len(text):
+        pair = _FORWARDED_PAIR.match(text, position)
+        if pair is None:
+            return [""]
+        if (pair["name"] or "").lower() == "for":
+            hops[-1] = pair["value"].strip('"')
+        if pair["end"] == ",":
+            hops.append("")
+        position = pair.end()
+    return hops
 
 
 def _is_in(address: Address, networks: Sequence[Network]) -> bool:
