@@ -95,6 +95,13 @@ def test_large_metadata_is_stored_once_and_named_by_the_children(collector: Coll
     assert names == [str(metadata["event_id"])] * 50
 
 
+def test_the_row_of_an_envelope_does_not_pass_for_its_event(collector: Collector, visitor: str) -> None:
+    event = {"eventType": "click", "siteId": "shop", "visitorId": visitor, "eventId": str(uuid4())}
+    assert collector.post(event).json == accepted(1)
+    envelope = {"eventType": "batch", "siteId": "shop", "visitorId": visitor, "note": "x" * 9000}
+    assert collector.post({**envelope, "events": [event]}).json == accepted(0, 1)
+
+
 def test_an_envelope_without_usable_events_is_kept_whole(collector: Collector, visitor: str) -> None:
     envelope = {"eventType": "batch", "siteId": "shop", "visitorId": visitor, "events": [7, {"n": 1}]}
     answer = collector.post(envelope)

@@ -13,11 +13,14 @@ import psycopg
 import pytest
 from conftest import make_event, make_inbox, start_inbox, wait_for
 
+from appliance.collect import salvage
 from appliance.collect.commit import Committer
 from appliance.collect.inbox import Inbox, InboxFullError
+from appliance.collect.salvage import Salvage
 from appliance.collect.spool import Spool
 from appliance.store.database import Database
 from appliance.store.embedded import EmbeddedPostgres
+from appliance.store.events import Event
 
 Conn = psycopg.Connection[Any]
 
@@ -217,14 +220,86 @@ def test_what_the_server_cannot_do_for_one_event_costs_no_other(db: Database, co
     inbox.close()
 
 
-def test_what_takes_longer_than_a_statement_may_is_stored_in_parts(db: Database, conn: Conn) -> None:
+def too_long_for_an_index(number: int) -> list[Event]:
+    """Events of which each fails for itself, in a way that blames no row, and the ids of which follow each other."""
+    url = "".join(random.choices(string.ascii_letters, k=9_000))  # noqa: S311 - no secret
+    return [make_event(event_id=UUID(int=n + 1), url=url) for n in range(number)]
+
+
+def test_many_events_that_fail_in_a_row_cost_no_other_and_are_put_aside_once_others_come_through(
+    db: Database, conn: Conn, tmp_path: Path
+) -> None:
+    conn.execute("CREATE INDEX ON events_log (url)")
+    inbox = make_inbox(db, tmp_path)
+    inbox.start()
+    poison = too_long_for_an_index(40)
+    good = [make_event() for _ in range(3)]
+    for events in ([good[0]], poison, [good[1]]):
+        assert inbox.store(events).spooled
+    inbox.use_database()
+    wait_for(lambda: not inbox.store([make_event()]).spooled, "events to go to the table")
+    assert inbox.store([good[2], *too_long_for_an_index(1)]).spooled
+    wait_for(lambda: len(quarantined(conn)) == 40, "the quarantine")
+    assert {row[3] for row in quarantined(conn)} == {event.event_id for event in poison}
+    ids = [event.event_id for event in good]
+    there = "SELECT count(*) FROM events_log WHERE event_id = ANY(%s)"
+    wait_for(lambda: conn.execute(there, (ids,)).fetchone() == (3,), "the spool to be drained")
+    inbox.close()
+
+
+def test_a_lock_that_comes_and_goes_puts_nothing_aside(conn: Conn, conninfo: str, tmp_path: Path) -> None:
+    """Where each statement fails at once (lock_timeout), many have failed before others are stored."""
+    with Database(psycopg.conninfo.make_conninfo(conninfo, options="-c lock_timeout=100ms")) as db:
+        inbox = make_inbox(db, tmp_path)
+        inbox.start()
+        for _ in range(10):
+            inbox.store([make_event() for _ in range(50)])
+        with psycopg.connect(conninfo) as other:
+            other.execute("LOCK TABLE events_log IN SHARE MODE")
+            inbox.use_database()
+            time.sleep(4)
+        wait_for(lambda: number_stored(conn) == 500, "the spool to be drained")
+        inbox.close()
+    assert quarantined(conn) == []
+
+
+def test_each_event_that_fails_alone_waits_for_others_to_come_through(
+    inbox: Inbox, conn: Conn, refuse: Callable[[str], None]
+) -> None:
+    refuse("NEW.event_type = 'poison'")
+    assert inbox.store([make_event(event_type="poison")]).spooled
+    wait_for(lambda: inbox.store([make_event()]) and quarantined(conn), "the quarantine")
+    assert inbox.store([make_event(event_type="poison")]).spooled
+    time.sleep(1)
+    assert len(quarantined(conn)) == 1
+
+
+def test_ids_that_are_taken_are_no_fault_of_the_events(
+    inbox: Inbox, conn: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a copy by hand, which leaves the sequence behind."""
+    for _ in range(30):
+        inbox.store([make_event()])
+    conn.execute("ALTER SEQUENCE events_log_id_seq RESTART WITH 1")
+    good = [make_event() for _ in range(5)]
+    assert inbox.store(good).spooled
+    wait_for(lambda: "SELECT setval" in caplog.text, "what can be done")
+    conn.execute("SELECT setval(pg_get_serial_sequence('events_log', 'id'), max(id)) FROM events_log")
+    wait_for(lambda: number_stored(conn) == 35, "the spool to be drained")
+    assert quarantined(conn) == []
+
+
+def test_what_takes_longer_than_a_statement_may_is_stored_in_parts(
+    db: Database, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     conn.execute(
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql"
         " AS $$ BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END $$;"
         " CREATE TRIGGER dawdle BEFORE INSERT ON events_log FOR EACH ROW EXECUTE FUNCTION dawdle()"
     )
     events = [make_event() for _ in range(40)]
-    outcome = Committer(db).store_what_can_be(events, statement_seconds=1)
+    monkeypatch.setattr(salvage, "_STATEMENT_SECONDS", 1)
+    outcome = Salvage(Committer(db), others_are_stored=False).store(events)
     # One that was cut off in its commit is stored all the same, and its events are duplicates then.
     assert (outcome.refused, outcome.stuck) == ({}, {})
     assert number_stored(conn) == 40

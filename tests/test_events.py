@@ -3,9 +3,10 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import assume, given, settings
@@ -182,6 +183,30 @@ def test_large_metadata_goes_with_the_events_that_name_it_where_its_own_site_is_
     assert raw(admitted.events[0])["_batch"] == {"eventId": str(admitted.metadata.event_id)}
     assert [(rejection.index, rejection.reason) for rejection in admitted.rejected] == [(0, "not from there")]
     assert not admitted.without({"shop": "not for it"}).rows
+
+
+def test_a_long_address_of_an_envelope_stands_once_in_whole() -> None:
+    url = "https://shop.example.com/" + "x" * 40_000
+    result = parsed(batch(event(), event(url="/own"), url=url))
+    assert result.metadata
+    assert (result.metadata.url, raw(result.metadata)["url"]) == (url, url)
+    assert [row.url for row in result.events] == [url[:2048], "/own"]
+    assert sum(row.chars for row in result.events) < 3_000
+
+
+def test_a_long_user_agent_is_cut() -> None:
+    arrival = replace(ARRIVAL, user_agent="x" * 8_000)
+    (row,) = parse(event(), arrival, max_events=1, mint=uuid4).rows
+    assert row.user_agent == "x" * 1024
+
+
+def test_metadata_that_cannot_be_stored_costs_no_event_and_the_reason_stands_in_its_place() -> None:
+    result = parsed(batch(event(n=1), event(n=2), numbers=[1e308] * 260, sessionId="s"))
+    assert [raw(row)["n"] for row in result.rows] == [1, 2]
+    assert [row.session_id for row in result.rows] == ["s", "s"]
+    note = raw(result.rows[0])["_batch"]
+    assert note["eventType"] == "batch"
+    assert "numbers" in note["refused"]
 
 
 @pytest.mark.parametrize("metadata", [{}, LARGE], ids=["small", "large"])

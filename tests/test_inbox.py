@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,9 +13,12 @@ import pytest
 from conftest import make_event, make_inbox, start_inbox, wait_for
 
 from appliance.collect import recent
+from appliance.collect.commit import Committer
 from appliance.collect.inbox import Inbox, InboxFullError
+from appliance.errors import DatabaseUnavailableError
 from appliance.store import events as events_store
 from appliance.store.database import Database
+from appliance.store.embedded import EmbeddedPostgres
 from appliance.store.events import Event
 
 Conn = psycopg.Connection[Any]
@@ -22,6 +26,13 @@ Conn = psycopg.Connection[Any]
 
 def stored_ids(conn: Conn) -> list[UUID]:
     return [row[0] for row in conn.execute("SELECT event_id FROM events_log ORDER BY id")]
+
+
+def end_connections(conn: Conn) -> None:
+    conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
 
 
 def test_events_are_committed_before_the_answer(inbox: Inbox, conn: Conn) -> None:
@@ -90,19 +101,40 @@ def test_what_the_database_refused_is_not_taken_for_stored(inbox: Inbox) -> None
     assert [set(inbox.store([make_event(), bad]).refused) for _ in range(2)] == [{1}, {1}]
 
 
+NOTICED: dict[str, Callable[[Inbox, Database], object]] = {
+    "by another event": lambda inbox, _: inbox.store([make_event()]),
+    "by another thread": lambda _, db: suppressed(db.ping),
+    "by nobody": lambda *_: None,
+}
+
+
+def suppressed(call: Callable[[], object]) -> None:
+    with suppress(DatabaseUnavailableError):
+        call()
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside a new one"])
+@pytest.mark.parametrize("notice", NOTICED.values(), ids=NOTICED)
 def test_a_server_that_has_taken_over_without_the_last_commit_is_asked_about_every_event(
-    inbox: Inbox, conn: Conn
+    inbox: Inbox, db: Database, conn: Conn, notice: Callable[[Inbox, Database], object], others: int
 ) -> None:
     """As a standby that lagged behind: what it has lost is stored when a browser sends it again."""
     one = make_event()
     inbox.store([one])
     conn.execute("DELETE FROM events_log")
-    conn.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = %s",
-        (conn.info.dbname,),
-    )
-    inbox.store([make_event()])
-    assert inbox.store([one]).new == {0}
+    end_connections(conn)
+    notice(inbox, db)
+    assert inbox.store([one, *(make_event() for _ in range(others))]).new == frozenset(range(1 + others))
+    assert one.event_id in stored_ids(conn)
+
+
+def test_behind_a_pooler_a_server_that_has_taken_over_is_asked_too(inbox: Inbox, conn: Conn) -> None:
+    """It keeps our connections, and nobody hears of it."""
+    one = make_event()
+    inbox.store([one])
+    conn.execute("DELETE FROM events_log")
+    assert inbox.store([make_event(), one]).new == {0, 1}
+    assert one.event_id in stored_ids(conn)
 
 
 REFUSED_ROWS: dict[str, dict[str, Any]] = {
@@ -173,13 +205,6 @@ def test_two_appliances_that_get_the_same_ids_in_opposite_order_lose_nothing(
 
 
 # ---- when the database fails
-
-
-def end_connections(conn: Conn) -> None:
-    conn.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
 
 
 def test_a_restart_of_the_database_costs_no_event(inbox: Inbox, conn: Conn) -> None:
@@ -312,5 +337,36 @@ def test_what_waits_takes_no_more_memory_than_allowed(db: Database, tmp_path: Pa
     # Nobody takes anything out of it yet.
     for _ in range(700):
         inbox.submit([large()], outcomes.append)
-    assert 32_000_000 / 60_020 - 1 <= 700 - len(outcomes) <= 32_000_000 / 60_000
+    assert 32_000_000 / 60_050 - 1 <= 700 - len(outcomes) <= 32_000_000 / 60_000
     assert {type(outcome) for outcome in outcomes} == {InboxFullError}
+
+
+def test_a_try_that_was_given_up_leaves_no_connection_that_waits_for_a_lock(
+    db: Database, conn: Conn, conninfo: str
+) -> None:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(conninfo) as other:
+        other.execute("LOCK TABLE events_log IN SHARE MODE")
+        with pytest.raises(DatabaseUnavailableError):
+            Committer(db).store([make_event()], within_seconds=0.5)
+        wait_for(lambda: conn.execute(waiting).fetchone() == (0,), "it to notice")
+
+
+def test_events_that_come_again_leave_no_line_in_the_log_of_the_embedded_database(
+    inbox: Inbox, conn: Conn, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "_IDS", 1)
+    events = [make_event() for _ in range(3)]
+
+    def logged() -> int:
+        return sum(path.read_text().count("duplicate key") for path in (postgres.cluster / "log").iterdir())
+
+    before = logged()
+    for _ in range(2):
+        for event in events:
+            inbox.store([event])
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        conn.execute("INSERT INTO export_marks (site) VALUES ('x'), ('x')")
+    # The last of them, which shows that the log has been written so far.
+    wait_for(lambda: logged() > before, "the log")
+    assert logged() == before + 1

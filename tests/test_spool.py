@@ -228,6 +228,25 @@ def test_a_file_that_is_gone_or_of_another_version_costs_nothing_but_itself(
     assert list(directory.iterdir()) == [second.with_suffix(".damaged")]
 
 
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_later(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = opened(directory)
+    event = make_event()
+    spool.append([event])
+    with monkeypatch.context() as patch:
+
+        def fail(_: Path) -> bytes:
+            raise OSError(errno.ENFILE, "Too many open files in system")
+
+        patch.setattr(Path, "read_bytes", fail)
+        for _ in range(5):
+            with pytest.raises(SpoolError, match="tried again"):
+                drained(spool)
+    assert drained(spool) == [event]
+    assert spool.empty
+
+
 def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match=r"the spool .* cannot be used"):

@@ -1,8 +1,8 @@
 """Storing one group of events: by one COPY while all is well, row by row where the database refuses some."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -15,8 +15,8 @@ from appliance.store.database import Connection, Database, first_line
 from appliance.store.events import Event
 
 _CONNECTION_SECONDS = 1.0
-# So many parts of a group in a row that cannot be stored: it is not the events that are to blame.
-_MAX_FAILURES_IN_A_ROW = 32
+# The constraint of schema.sql's primary key.
+_ROW_IDS = "events_log_pkey"
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Outcome:
     new: set[UUID] = field(default_factory=set)
     refused: dict[UUID, str] = field(default_factory=dict)
     stuck: dict[UUID, str] = field(default_factory=dict)
-    """Not stored for reasons that blame no row, and only found when asked for (`store_what_can_be`)."""
+    """Not stored for reasons that blame no row; found only where each is tried for itself (salvage.py)."""
 
     @property
     def stored_any(self) -> bool:
@@ -45,10 +45,20 @@ def means_away(error: Exception) -> bool:
     return isinstance(error, DatabaseUnavailableError) and not isinstance(error, StatementFailedError)
 
 
+class SequenceIsBehindError(StatementFailedError):
+    """The ids that rows would get are taken, as after a copy by hand. That is no event's fault."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the sequence of events_log.id gives ids that are taken; this puts it right: "
+            "SELECT setval(pg_get_serial_sequence('events_log', 'id'), max(id)) FROM events_log"
+        )
+
+
 class Committer:
     """Stores groups. Only errors of SQLSTATE classes 22 and 23 blame a row.
 
-    Both methods raise DatabaseUnavailableError, and psycopg.Error for what else goes wrong in the database; events may
+    Its methods raise DatabaseUnavailableError, and psycopg.Error for what else goes wrong in the database; events may
     then be stored or not, and storing them again with the same ids is right.
     """
 
@@ -62,74 +72,47 @@ class Committer:
         A quick failure is tried once more on a fresh connection: a server that has been restarted has left the pool
         full of dead ones. A commit whose answer was lost is then found by its ids, which count as duplicates.
         """
-        unknown = self._recent.unknown(events)
-        if not unknown:
-            return Outcome()
-        try:
-            outcome = self._store(_by_id(unknown), within_seconds)
-        except (DatabaseUnavailableError, psycopg.Error):
-            self._recent.forget()
-            raise
-        self._recent.add([e for e in unknown if e.event_id not in outcome.refused] if outcome.refused else unknown)
-        if outcome.everything_is_new and len(unknown) < len(events):
-            return Outcome(new={event.event_id for event in unknown})
-        return outcome
-
-    def _store(self, ordered: list[Event], within_seconds: float) -> Outcome:
         deadline = time.monotonic() + within_seconds
 
         def left() -> float:
             return deadline - time.monotonic()
 
         try:
-            return self._copy(ordered, left)
+            outcome = self._copy(events, left)
         except psycopg.errors.UniqueViolation:
-            return self._insert_new(ordered, left)
+            outcome = self._insert_new(_by_id(events), left)
         except (psycopg.DataError, psycopg.IntegrityError):
-            return self._isolate(ordered, left)
+            outcome = self._isolate(_by_id(events), left)
         except DatabaseUnavailableError:
             if left() < within_seconds / 2:
                 raise
-            self._recent.forget()
-            return self._isolate(ordered, left)
-
-    def store_what_can_be(self, events: Sequence[Event], *, statement_seconds: float) -> Outcome:
-        """Store events that may have been stored before, each for itself if need be, however long that takes."""
-        outcome = Outcome()
-        parts = [_by_id(events)]
-        failures = 0
-        while parts:
-            part = parts.pop()
-            try:
-                outcome = outcome.add(self._isolate(part, lambda: statement_seconds))
-                failures = 0
-            except (DatabaseUnavailableError, psycopg.Error) as error:
-                if self._is_away(error, alone=len(part) == 1):
-                    raise
-                failures += 1
-                if failures > _MAX_FAILURES_IN_A_ROW:
-                    raise
-                if len(part) == 1:
-                    outcome.stuck[part[0].event_id] = first_line(error)
-                else:
-                    left, right = _halves(part)
-                    parts += [right, left]
+            outcome = self._isolate(_by_id(events), left)
+        self._recent.add([e for e in events if e.event_id not in outcome.refused] if outcome.refused else events)
         return outcome
 
-    def _is_away(self, error: Exception, *, alone: bool) -> bool:
-        """Return whether it is the database; where that answers, it was too much at once for the time."""
-        if alone or not means_away(error):
-            return means_away(error)
+    def store_each(self, events: Sequence[Event], *, statement_seconds: float) -> Outcome:
+        """Store events that may have been stored before; each statement may take so long."""
+        return self._isolate(_by_id(events), lambda: statement_seconds)
+
+    def answers(self) -> bool:
+        """Return whether the database answers."""
         try:
             self._db.ping()
         except DatabaseUnavailableError:
-            return True
-        return False
+            return False
+        return True
 
     def _copy(self, events: Sequence[Event], left: Callable[[], float]) -> Outcome:
+        """Store with one COPY what is not remembered to be there; what is remembered is looked for."""
+        fresh, remembered = self._recent.sort_out(events)
         with self._connection(left, autocommit=True) as conn:
-            store.copy_in(conn, events)
-        return Outcome(everything_is_new=True)
+            if remembered:
+                fresh += store.without_stored(conn, remembered)
+            if fresh:
+                store.copy_in(conn, _by_id(fresh))
+        if len(fresh) == len(events):
+            return Outcome(everything_is_new=True)
+        return Outcome(new={event.event_id for event in fresh})
 
     def _insert_new(self, events: Sequence[Event], left: Callable[[], float]) -> Outcome:
         with self._connection(left) as conn:
@@ -142,17 +125,24 @@ class Committer:
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             if len(events) == 1:
                 return Outcome(refused={events[0].event_id: f"the database refuses it: {first_line(error)}"})
-            first, second = _halves(events)
+            first, second = halves(events)
             return self._isolate(first, left).add(self._isolate(second, left))
 
-    def _connection(self, left: Callable[[], float], *, autocommit: bool = False) -> AbstractContextManager[Connection]:
+    @contextmanager
+    def _connection(self, left: Callable[[], float], *, autocommit: bool = False) -> Iterator[Connection]:
         """Lend a connection for what is left of the time."""
         seconds = left()
         if seconds <= 0:
             raise DatabaseUnavailableError("the database is too slow")
-        return self._db.connection(
-            wait_seconds=min(seconds, _CONNECTION_SECONDS), answer_seconds=seconds, autocommit=autocommit
-        )
+        try:
+            with self._db.connection(
+                wait_seconds=min(seconds, _CONNECTION_SECONDS), answer_seconds=seconds, autocommit=autocommit
+            ) as conn:
+                yield conn
+        except psycopg.errors.UniqueViolation as error:
+            if error.diag.constraint_name == _ROW_IDS:
+                raise SequenceIsBehindError from error
+            raise
 
 
 def _by_id(events: Sequence[Event]) -> list[Event]:
@@ -161,6 +151,7 @@ def _by_id(events: Sequence[Event]) -> list[Event]:
     return sorted(events, key=lambda event: event.event_id.int)
 
 
-def _halves(events: list[Event]) -> tuple[list[Event], list[Event]]:
+def halves(events: list[Event]) -> tuple[list[Event], list[Event]]:
+    """Return the first and the second half."""
     middle = len(events) // 2
     return events[:middle], events[middle:]

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import psycopg
 
-from appliance.collect.commit import Committer, Outcome, means_away
+from appliance.collect.commit import Committer, means_away
+from appliance.collect.salvage import Salvage
 from appliance.collect.spool import Segment, Spool
 from appliance.errors import ApplianceError
 from appliance.log import Seldom
@@ -101,7 +102,7 @@ class Drain:
             except (ApplianceError, psycopg.Error) as error:
                 self._away = self._away or means_away(error)
                 if self._complaints.due():
-                    log.warning("waiting for the database to take events: %s", self._db.why_away(first_line(error)))
+                    log.warning("the spool is not drained yet: %s", self._db.why_away(first_line(error)))
                 self._stopping.wait(delay)
                 delay = min(delay * 2, _RETRY_TO_SECONDS)
             except Exception:
@@ -139,21 +140,25 @@ class Drain:
             log.info("%d events of the spool are in the database", number)
 
     def _store(self, group: list[Event]) -> None:
-        outcome = self._committer.store_what_can_be(group, statement_seconds=_STATEMENT_SECONDS)
-        self._blame_the_events(group, outcome)
+        since = self._successes_before
+        others_are_stored = since is not None and since != self._successes
+        try:
+            outcome = Salvage(self._committer, others_are_stored=others_are_stored).store(group)
+            if outcome.stuck and len(outcome.stuck) + len(outcome.refused) == len(group) and not others_are_stored:
+                raise _StuckError(next(iter(outcome.stuck.values())))
+        except (ApplianceError, psycopg.Error) as error:
+            if not means_away(error):
+                self._wait_for_others()
+            raise
+        self._successes_before = None
         aside = {**outcome.refused, **outcome.stuck}
         if aside:
             log.error("%d events of the spool cannot be stored: they are in the quarantine", len(aside))
             with self._db.connection(answer_seconds=_STATEMENT_SECONDS) as conn:
                 quarantine.keep_acknowledged(conn, [(e, aside[e.event_id]) for e in group if e.event_id in aside])
 
-    def _blame_the_events(self, group: list[Event], outcome: Outcome) -> None:
-        """Raise unless other events could be stored where some could not: then it is the database that is to blame."""
-        failed = len(outcome.stuck)
-        if not failed or failed + len(outcome.refused) < len(group):
-            self._successes_before = None
-        elif self._successes_before is None or self._successes_before == self._successes:
-            self._successes_before = self._successes
-            # It answers, and may take other events: those are not kept from it.
-            self._database_is_back()
-            raise _StuckError(next(iter(outcome.stuck.values())))
+    def _wait_for_others(self) -> None:
+        """Note how many have been stored by now: once there are more, it is not the database that is to blame."""
+        self._successes_before = self._successes
+        # It answers, and may take other events: those are not kept from it.
+        self._database_is_back()

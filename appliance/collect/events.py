@@ -14,7 +14,10 @@ from appliance.store.events import Event
 
 BATCH_TYPE = "batch"
 # Small metadata travels in every row of its envelope; larger would multiply (47 KB in 500 events made 19 MB of rows).
+# So would an address: what is longer is cut in the rows, and stands whole in the envelope's own.
 MAX_METADATA_CHARS = 2048
+# A header may have 8 KB, and stands in every row of its request. Those of browsers have 100 to 300 letters.
+MAX_USER_AGENT_CHARS = 1024
 # Events may wait for days in a browser that is offline; beyond this a clock is wrong rather than slow.
 MAX_AGE = timedelta(days=30)
 # Where ids that are no UUIDs, and envelopes without an id, get theirs from.
@@ -132,17 +135,28 @@ def _parse_envelope(envelope: dict[str, Any], arrival: Arrival, max_events: int,
     _check_number(children, max_events)
     fields = {key: value for key, value in envelope.items() if key != "events"}
     # What the database would not take of it must not cost the events that it holds.
-    metadata = without_unusable(fields)
+    metadata = _usable(fields)
     envelope = {**envelope, **metadata}
     text = encode(metadata)
     large = written_out(text) > MAX_METADATA_CHARS
     note = {"eventId": str(_metadata_id(envelope, text, mint))} if large else metadata
-    parsed = _sorted_out(_rows(children, fields, lambda child: _with_note(child, note), arrival, mint))
+    inherited = {**fields, "url": _cut(_text(fields.get("url")), MAX_METADATA_CHARS)}
+    parsed = _sorted_out(_rows(children, inherited, lambda child: _with_note(child, note), arrival, mint))
     if not parsed.events:
         return _whole_envelope(envelope, fields, parsed.rejected, arrival, mint)
     if large:
         return replace(parsed, metadata=_metadata_row(metadata, note["eventId"], parsed.events[0], arrival, mint))
     return parsed
+
+
+def _usable(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return an envelope's metadata as far as it can be stored; where it cannot, the reason stands in its place."""
+    metadata: dict[str, Any] = without_unusable(fields)
+    try:
+        check_length(encode(metadata))
+    except BadPayloadError as error:
+        return {"eventType": BATCH_TYPE, "refused": str(error)}
+    return metadata
 
 
 def _whole_envelope(
@@ -228,7 +242,7 @@ def _row(
         timestamp=_happened_at(fields.get("timestamp"), sent_at, arrival.received_at),
         url=url,
         path=_cut(_text(fields.get("path")) or _path_of(url), 500),
-        user_agent=arrival.user_agent,
+        user_agent=_cut(arrival.user_agent, MAX_USER_AGENT_CHARS),
         ip_address=arrival.ip_address,
         raw_event_data=check_length(encode(raw)),
         created_at=arrival.received_at,

@@ -5,12 +5,14 @@ A record is one group of events: magic, length and CRC-32 of the text, then the 
 off was never answered; its checksum shows it, and reading goes on with the next record that is whole.
 """
 
+import errno
 import json
 import logging
 import os
 import struct
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,10 +33,14 @@ _HEADER = struct.Struct(">4sII")
 _MAGIC = b"APJ1"
 _SUFFIX = ".journal"
 _DAMAGED_SUFFIX = ".damaged"
+# Of these it may read the file in a while: no more files or memory just now, a share that comes and goes. Eight tries
+# of the drain take it half a minute.
+_MAY_PASS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE})
+_READ_TRIES = 8
 
 
 class SpoolError(ApplianceError):
-    """The spool is full or cannot be written: nothing was kept."""
+    """The spool is full, or cannot be written or read just now: nothing was kept, and nothing is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,7 @@ class Spool:
         self._file: int | None = None
         self._active: Segment | None = None
         self._damaged: set[Segment] = set()
+        self._tries: Counter[Segment] = Counter()
 
     def open(self) -> None:
         """Find what an earlier run has left. Raises StartError."""
@@ -158,10 +165,16 @@ class Spool:
             return segment
 
     def read(self, segment: Segment) -> Iterator[list[Event]]:
-        """Yield the groups of a segment in the order in which they were written; what is damaged is passed over."""
+        """Yield the groups of a segment in the order in which they were written; what is damaged is passed over.
+
+        Raises SpoolError where it may be read in a while.
+        """
         try:
             content = segment.path.read_bytes()
         except OSError as error:
+            self._tries[segment] += 1
+            if error.errno in _MAY_PASS and self._tries[segment] < _READ_TRIES:
+                raise SpoolError(f"{segment.path} cannot be read ({error.strerror}), it is tried again") from error
             # What lies behind it, and what comes in, must not wait for this one.
             log.error("%s cannot be read (%s)", segment.path, error.strerror)  # noqa: TRY400 - that says it all
             self._damaged.add(segment)
@@ -184,6 +197,7 @@ class Spool:
         with self._lock:
             # Whatever becomes of the file: it is not to be drained again.
             self._sizes.pop(segment, None)
+            self._tries.pop(segment, None)
             if segment in self._damaged:
                 _put_aside(segment)
             else:

@@ -182,6 +182,11 @@ def _configure(conn: Connection) -> None:
         # What a pooler does with it: the connection it comes to is one between the two servers, and none the worse.
         conn.execute(_NOTICE_OUR_END)
         conn.commit()
+    elif conn.pgconn.parameter_status(b"is_superuser") == b"on":
+        # The embedded server: what fails here is told in our own log. In that one, which nothing bounds within a day,
+        # each event that comes again would leave a line.
+        conn.execute("SET log_min_messages = log")
+        conn.commit()
     if not (conn.pgconn.parameter_status(b"DateStyle") or b"").startswith(b"ISO"):
         # psycopg reads no other. Poolers know this setting, and keep it for each of their clients.
         conn.execute("SET datestyle = 'ISO, MDY'")

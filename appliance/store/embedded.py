@@ -61,6 +61,8 @@ _SETTINGS = {
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
+    # Who waits for a lock does not notice that we have given up: each try would leave a connection behind.
+    "client_connection_check_interval": "2s",
     # Bounded logs in the data directory: one file a weekday, written over after a week.
     "logging_collector": "on",
     "log_directory": "log",

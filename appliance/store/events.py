@@ -33,7 +33,7 @@ class Event:
     @property
     def chars(self) -> int:
         """How long its long texts are: about what it takes in memory, one to four bytes each."""
-        return len(self.raw_event_data) + len(self.url or "")
+        return len(self.raw_event_data) + len(self.url or "") + len(self.user_agent or "")
 
     def as_row(self) -> tuple[Any, ...]:
         """Return the values in the order of INSERTED_COLUMNS."""
@@ -79,6 +79,13 @@ def copy_in(conn: Connection, events: Sequence[Event]) -> None:
     Raises psycopg.errors.UniqueViolation when one of them is stored already; nothing is stored then.
     """
     _copy(conn, "events_log", events)
+
+
+def without_stored(conn: Connection, events: Sequence[Event]) -> list[Event]:
+    """Return those events whose event id is not in the table."""
+    ids = [event.event_id for event in events]
+    stored = {one for (one,) in conn.execute("SELECT event_id FROM events_log WHERE event_id = ANY(%s)", (ids,))}
+    return [event for event in events if event.event_id not in stored]
 
 
 def insert_new(conn: Connection, events: Sequence[Event]) -> set[UUID]:
