@@ -1,7 +1,7 @@
 # The appliance in one image: the collector, the exports, and PostgreSQL out of its wheel.
 #
 #   docker build -t appliance .
-#   docker run -p 8080:8080 -v appliance:/data appliance
+#   docker run -p 127.0.0.1:8080:8080 -v appliance:/data appliance
 
 FROM python:3.13-slim-trixie AS build
 WORKDIR /build

@@ -1,7 +1,7 @@
 ## make run        start the appliance with its demo site on http://127.0.0.1:8080
 ## make exports    export now what make run has collected
 ## make status     show what came in and what was exported
-## make test       set everything up and run all tests
+## make test       set everything up and run the tests but those of the next two
 ## make test-full  that, and what needs PostgreSQL servers of one's own: versions, TLS, PgBouncer, failover
 ## make spark-test read an export with Spark (installs it: 450 MB; needs Java 17 or newer)
 ## make bench      measure what it carries on this machine

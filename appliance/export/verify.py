@@ -230,7 +230,9 @@ def repair(means: Means, verdict: Verdict) -> Repair:
     What is altered or foreign is left alone: nothing in a bucket is ever written over.
     """
     missing = [finding for finding in verdict.findings if finding.kind == "missing"]
-    left = [f"{one.bucket}: {one.key}: {one.what}" for one in verdict.findings if one.kind != "missing"]
+    left = [
+        ": ".join(filter(None, (one.bucket, one.key, one.what))) for one in verdict.findings if one.kind != "missing"
+    ]
     repaired: list[Finding] = []
     for sequence, bucket in sorted({(_batch_of(one), one.bucket) for one in missing}):
         problems = _deliver_again(means, Key(verdict.job, sequence), bucket)
