@@ -105,3 +105,15 @@ def test_nothing_that_stands_there_is_written_over(world: World) -> None:
     assert outcome.done == []
     assert "other bytes stand" in outcome.problems[0]
     assert world.contents("archive") == {foreign: b"somebody else's"}
+
+
+def test_a_bucket_that_holds_something_else_costs_the_job_s_own_buckets_nothing(world: World) -> None:
+    manifest = "raw/_manifests/acme/0000000001.json"
+    world.s3.client().put_object(Bucket=world.names["archive"], Key=manifest, Body=b"of another installation")
+    assert any("is ahead" in problem for problem in backfilled(world, 0, 48, "archive").problems)
+    store_events(world.db, 3)
+    report = world.export()
+    assert (report.batches, report.row_count) == (1, 3)
+    assert "bucket archive is ahead" in report.summary
+    assert exported_ids(world.contents("client")) == world.rows()
+    assert world.contents("archive")[manifest] == b"of another installation"

@@ -7,9 +7,9 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import S3Server, store_events
-from exporting import CrashError, MortalDatabase, Steps, World, watch
+from exporting import CrashError, MortalDatabase, Steps, World, failing, watch
 
-from appliance.errors import BatchChangedError, BucketAheadError
+from appliance.errors import BatchChangedError, BucketAheadError, BucketError
 from appliance.export import run
 from appliance.export.report import Tally
 from appliance.store import ledger, marks, runs, sealing
@@ -103,16 +103,12 @@ def test_a_bucket_found_ahead_while_another_batch_is_delivered_stops_the_run_aft
 
 def test_a_batch_that_was_sealed_beside_one_that_no_bucket_took_is_delivered_later(world: World) -> None:
     store_events(world.db, 8)
-    tables, world.tables = (
-        world.tables,
-        {name: {**table, "endpoint_url": "http://127.0.0.1:9"} for name, table in world.tables.items()},
-    )
-    assert world.export().failed
+    refuses = failing(BucketError("it takes nothing"), calls="put")
+    assert watch(world.exporter(), refuses).run("acme").failed
     assert world.conn.execute("SELECT sequence, state FROM export_batches ORDER BY 1").fetchall() == [
         (1, "sealed"),
         (2, "sealed"),
     ]
-    world.tables = tables
     assert world.export().batches == 3
     world.check()
 

@@ -34,7 +34,7 @@ def world(
 
 def fail(world: World, *names: str) -> Any:
     """Run the job while the named buckets are down."""
-    return watch(world.exporter(), failing(BucketError("down")), *names).run("acme")
+    return watch(world.exporter(), failing(BucketError("down"), calls="put fetch"), *names).run("acme")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

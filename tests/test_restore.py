@@ -459,3 +459,11 @@ def test_an_object_with_other_bytes_is_told_of_and_nothing_of_its_batch_comes_ba
     assert len(outcome.damage) == 1
     assert "holds other bytes than were delivered" in outcome.damage[0]
     assert len(rows(fresh)) == 5
+
+
+def test_rows_of_a_site_without_a_name_come_back_too(world: World, fresh: World) -> None:
+    """Put there by hand: the collector takes no such site."""
+    store_events(world.db, 1, site_id="")
+    assert not world.export().failed
+    assert restore(fresh).damage == []
+    assert rows(fresh) == rows(world)

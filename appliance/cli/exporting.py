@@ -254,11 +254,7 @@ def _tell_of_damage(means: "Means", verdicts: Sequence["Verdict"], repairs: Mapp
     holding, judged = {}, set()
     for verdict in verdicts:
         repair = repairs.get(verdict.job)
-        found = (
-            repair.left
-            if repair
-            else [" ".join(filter(None, (f"{one.kind}:", one.bucket, one.key))) for one in verdict.findings]
-        )
+        found = repair.left if repair else [one.name for one in verdict.findings]
         # A bucket that could not be asked says nothing about what was found in it before.
         if found or not verdict.problems:
             judged.add(conditions.damage_key(verdict.job))

@@ -66,10 +66,10 @@ def exposed_secrets(settings: Settings, file: Path | None = None) -> list[str]:
         return []
     if not mode & stat.S_IROTH or not any(secret in text for secret in settings.secret_values()):
         return []
-    return [
-        f"{path.name} holds secrets, and every user of this machine can read it: give it to the user who runs the "
-        f"appliance (10001 in its image: chown) and let nobody else read it (chmod 600 {path})"
-    ]
+    advice = (
+        f"give it to the user who runs the appliance (10001 in its image) and let nobody else read it: chmod 600 {path}"
+    )
+    return [f"{path.name} holds secrets, and every user of this machine can read it: {advice}"]
 
 
 def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:

@@ -6,7 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from appliance.errors import ApplianceError, BatchChangedError, BucketAheadError, BucketError
+from appliance.errors import (
+    ApplianceError,
+    BatchChangedError,
+    BucketAheadError,
+    BucketError,
+    ForeignObjectError,
+    ManifestError,
+)
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.files import LocalObject, described
@@ -41,18 +48,32 @@ def target_of(means: Means, batch: Batch, delivery: Delivery) -> Target:
     bucket = means.buckets[delivery.bucket]
     if not delivery.attempts and not delivery.delivered:
         found = bucket.sha256(buckets.join(delivery.prefix, manifest.manifest_key(batch.key)))
-        if found is not None and not _is_ours(means, batch, delivery.bucket, found):
+        if found is not None and not _is_ours(means, batch, delivery, found):
             raise bucket_ahead(delivery.bucket, delivery.prefix, batch.key)
     return Target(delivery, bucket)
 
 
-def _is_ours(means: Means, batch: Batch, bucket: str, found: str) -> bool:
+def _is_ours(means: Means, batch: Batch, delivery: Delivery, found: str) -> bool:
     """Ask the ledger again, after the bucket: of two runs at once the other may have delivered it meanwhile."""
     with means.db.connection() as conn:
         now = ledger.load(conn, batch.key)
-    if any(delivery.attempts for delivery in now.deliveries if delivery.bucket == bucket):
+    if any(one.attempts for one in now.deliveries if one.bucket == delivery.bucket):
         return True
-    return now.manifest is not None and manifest.from_text(now.manifest).sha256 == found
+    if now.manifest is not None:
+        return manifest.from_text(now.manifest).sha256 == found
+    return _was_delivered_by_us(means, batch, delivery)
+
+
+def _was_delivered_by_us(means: Means, batch: Batch, delivery: Delivery) -> bool:
+    """Return whether what stands there is this very batch: a failover or an old backup has lost that it was sent."""
+    with means.scratch(batch.key.job) as directory:
+        path = directory / "found"
+        name = manifest.manifest_key(batch.key)
+        means.buckets[delivery.bucket].fetch(buckets.join(delivery.prefix, name), path)
+        try:
+            return ledger.is_same_seal(manifest.parse(path.read_bytes(), batch.key).batch, batch)
+        except ManifestError:
+            return False
 
 
 class BatchDelivery:
@@ -222,7 +243,10 @@ class BatchDelivery:
             return ledger.record_manifest(conn, self._batch.key, made.text, made.sha256)
 
     def _put_everywhere(self, name: str, local: LocalObject) -> None:
-        """Put an object into all buckets at once; one that fails is out for the rest of the run, the others go on."""
+        """Put an object into all buckets at once; one that fails is out for the rest of the run, the others go on.
+
+        One where something else stands does not get this batch, and is not to blame for it: it gets those after it.
+        """
         with ThreadPoolExecutor(_UPLOADS_AT_ONCE, thread_name_prefix="put") as threads:
             puts = {
                 bucket: threads.submit(target.bucket.put, buckets.join(target.delivery.prefix, name), local)
@@ -231,6 +255,9 @@ class BatchDelivery:
             for bucket, put in puts.items():
                 try:
                     put.result()
+                except ForeignObjectError as error:
+                    del self._targets[bucket]
+                    self._note_problem(bucket, error)
                 except BucketError as error:
                     del self._targets[bucket]
                     self._fail(bucket, error)

@@ -199,7 +199,7 @@ def parse(content: bytes, key: Key) -> Described:
 
 
 def _is_key_of(key: Key, part: int, name: str) -> bool:
-    pattern = rf"site=[^/]+/date=[^/]+/hour=[^/]+/{re.escape(key.job)}-{key.sequence:010d}-{part:04d}\.[a-z.]+"
+    pattern = rf"site=[^/]*/date=[^/]+/hour=[^/]+/{re.escape(key.job)}-{key.sequence:010d}-{part:04d}\.[a-z.]+"
     return re.fullmatch(pattern, name) is not None and "/../" not in name
 
 

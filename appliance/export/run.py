@@ -13,7 +13,7 @@ from functools import partial
 
 import psycopg
 
-from appliance.errors import BucketAheadError, BucketError
+from appliance.errors import BucketAheadError, BucketError, ForeignObjectError
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target, bucket_ahead, target_of
@@ -49,7 +49,7 @@ class Run:
         self._job = job
         self._tally = tally
         self._tried: set[Key] = set()
-        self._unanswered: set[str] = set()
+        self._unanswered: dict[str, BucketError] = {}
         self._unmarked_rows = 0
         self._in_order: dict[Key, bool] = {}
         self._seals_ahead = False
@@ -119,7 +119,8 @@ class Run:
         # It takes a while, and so does what the database is asked here.
         threading.Thread(target=reading.load_arrow, daemon=True).start()
         # Outside the transaction that seals: a bucket that hangs must not hold up what other jobs decide.
-        self._prove_free(key)
+        if not self._is_free(key):
+            return sealing.Nothing()
         with self._db.connection() as conn:
             return sealing.seal_next(conn, self._plan())
 
@@ -212,42 +213,54 @@ class Run:
             return counters.lately(conn) > _BUSY_EVENTS
 
     def _targets(self, batch: Batch) -> dict[str, Target]:
-        """Return the buckets that wait for the batch and can take it, their attempts counted."""
+        """Return the buckets that wait for the batch and can take it, their attempts counted.
+
+        A bucket that is ahead stops the job, unless another has the batch: then it is only this one's history.
+        """
         targets = {}
         for delivery in batch.deliveries:
             if delivery.delivered or delivery.bucket in self._tally.broken:
                 continue
             try:
                 targets[delivery.bucket] = target_of(self._means, batch, delivery)
+            except BucketAheadError as error:
+                self._note_problem(batch.key, delivery.bucket, error)
+                if not any(other.delivered for other in batch.deliveries):
+                    raise
             except BucketError as error:
                 self._fail(batch.key, delivery.bucket, error)
-                if isinstance(error, BucketAheadError):
-                    raise
         with self._db.connection() as conn:
             for name in targets:
                 ledger.begin_attempt(conn, batch.key, name)
         return targets
 
-    def _prove_free(self, key: Key) -> None:
+    def _is_free(self, key: Key) -> bool:
         """Refuse to seal a batch whose manifest stands in one of its buckets already: history is not ours to continue.
 
-        A bucket that does not answer is no reason to stop: it is asked again before the first byte leaves.
+        A bucket that does not answer is no reason to stop: it is asked again before the first byte leaves. Return False
+        where none of them answers: were they all ahead, nothing could be done any more with a batch that is sealed.
         """
-        for name, prefix in self._plan().buckets.items():
-            if name in self._tally.broken or name in self._unanswered:
+        plan = {name: prefix for name, prefix in self._plan().buckets.items() if name not in self._tally.broken}
+        for name, prefix in plan.items():
+            if name in self._unanswered:
                 continue
             try:
                 stands = self._manifest_stands(self._buckets[name], prefix, key)
             except BucketError as error:
                 # Asked again and again it would cost its time-out each time; it is told with the first batch it misses.
                 log.info("bucket %s does not say whether batch %s stands there: %s", name, key, error)
-                self._unanswered.add(name)
+                self._unanswered[name] = error
                 continue
             if stands:
                 with self._db.connection() as conn:
                     if ledger.exists(conn, key):
                         raise ledger.OvertakenError(f"another run has sealed batch {key}")
                 raise bucket_ahead(name, prefix, key)
+        if plan.keys() <= self._unanswered.keys():
+            self._tally.broken.update(plan)
+            self._tally.problems += [str(self._unanswered[name]) for name in plan]
+            return False
+        return True
 
     @staticmethod
     def _manifest_stands(bucket: Bucket, prefix: str, key: Key) -> bool:
@@ -263,4 +276,6 @@ class Run:
     def _note_problem(self, key: Key, bucket: str, error: BucketError) -> None:
         self._tally.problems.append(str(error))
         with self._db.connection() as conn:
-            ledger.record_failure(conn, key, bucket, str(error))
+            # What stands in the way of one batch is no reason to keep others from the bucket.
+            rests = not isinstance(error, ForeignObjectError | BucketAheadError)
+            ledger.record_failure(conn, key, bucket, str(error), rests=rests)

@@ -30,6 +30,11 @@ class Finding:
     key: str
     what: str
 
+    @property
+    def name(self) -> str:
+        """Its kind and where it is; what concerns no bucket but the table names none."""
+        return " ".join(filter(None, (f"{self.kind}:", self.bucket, self.key)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:

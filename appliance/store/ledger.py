@@ -4,7 +4,7 @@ States only ever go forward and are set by compare-and-set, so that two runs at 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -73,6 +73,16 @@ class Batch:
     deliveries: tuple[Delivery, ...]
     manifest: str | None = None
     escape_formulas: bool = False
+
+
+def is_same_seal(one: Batch, other: Batch) -> bool:
+    """Return whether two descriptions are of one batch, whatever has become of it since.
+
+    Two that were sealed apart differ in the moment, to the microsecond, if in nothing else.
+    """
+    frozen = [replace(batch, deliveries=(), manifest=None) for batch in (one, other)]
+    places = [{(delivery.bucket, delivery.prefix) for delivery in batch.deliveries} for batch in (one, other)]
+    return frozen[0] == frozen[1] and places[0] == places[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,19 +281,20 @@ def begin_attempt(conn: Connection, key: Key, bucket: str) -> None:
     )
 
 
-def record_failure(conn: Connection, key: Key, bucket: str, error: str) -> None:
+def record_failure(conn: Connection, key: Key, bucket: str, error: str, *, rests: bool = True) -> None:
     """Keep why a delivery failed, and when it is to be tried again; one that is completed meanwhile stays so.
 
     The pause doubles with each failure, up to an hour, give or take a quarter: what failed together must not come back
-    together.
+    together. Until then the bucket `rests`, unless what failed concerns this batch alone.
     """
     conn.execute(
         "UPDATE export_deliveries SET last_error = %(error)s, failures = failures + 1, errors = errors + 1,"
-        " retry_at = now()"
-        " + least(%(first)s * 2 ^ least(failures, 30), %(longest)s) * (0.75 + random() / 2) * interval '1 second'"
+        " retry_at = CASE WHEN %(rests)s THEN now()"
+        " + least(%(first)s * 2 ^ least(failures, 30), %(longest)s) * (0.75 + random() / 2) * interval '1 second' END"
         " WHERE job = %(job)s AND sequence = %(sequence)s AND bucket = %(bucket)s AND state = 'pending'",
         {
             "error": error[:1000],
+            "rests": rests,
             "first": _FIRST_PAUSE_SECONDS,
             "longest": _LONGEST_PAUSE_SECONDS,
             "job": key.job,

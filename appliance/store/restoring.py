@@ -30,14 +30,15 @@ _HOLDS = (
 def begin(conn: Connection, bucket: str, *, lowest_id: int) -> None:
     """Stop all sealing until `end`, and let marks and coverage start over where rows are to come back.
 
-    A job without a batch has exported nothing: it starts at the beginning. Rows that come back are above `lowest_id`.
+    A job looks again at all that lies behind its own last batch: where it found nothing, rows of another job's batches
+    may come back, and they are its rows too. Rows that come back are above `lowest_id`.
     """
     # Waits for a seal that is under way, which holds the same lock shared.
     ledger.lock_coverage(conn, exclusive=True)
     conn.execute("UPDATE installation SET restoring = %s", (bucket,))
     conn.execute(
-        "UPDATE export_coverage c SET sealed_to = 0"
-        " WHERE NOT EXISTS (SELECT 1 FROM export_batches b WHERE b.job = c.job)"
+        "UPDATE export_coverage c SET sealed_to = least(c.sealed_to, coalesce((SELECT max(r.to_id) FROM export_ranges r"
+        " WHERE r.job = c.job AND (r.site = c.site OR (r.site = '*' AND NOT c.site = ANY(r.except_sites)))), 0))"
     )
     conn.execute(
         "UPDATE export_marks SET marked_to = least(marked_to, %(id)s), deleted_to = least(deleted_to, %(id)s)",
