@@ -4,7 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -94,6 +94,34 @@ def test_a_bucket_that_is_down_for_many_runs_catches_up_and_never_holds_the_othe
         assert exported_ids(world.contents(other)) == world.rows()
         chain(world.contents(other))
         world.check_claims()
+    assert not world.export().failed
+    assert_all_is_exported(world)
+
+
+@pytest.mark.parametrize("seconds", [300, 0], ids=["at once", "while it goes on"])
+def test_a_bucket_that_catches_up_keeps_nothing_new_from_the_other(
+    world: World, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(run, "_SEAL_AGAIN_SECONDS", seconds)
+    for _ in range(4):
+        store_events(world.db, 2)
+        assert watch(world.exporter(), failing(BucketError("bucket vault: down")), "vault").run("acme").failed
+    store_events(world.db, 2)
+    there: list[int] = []
+
+    @contextmanager
+    def noting(call: str) -> Iterator[None]:
+        if call == "put":
+            there.append(exported_ids(world.contents("client")).total())
+            if len(there) == 3:
+                store_events(world.db, 2)
+        yield
+
+    # The vault gets what is new, an object and a manifest, beside the client, and then what it has missed.
+    report = watch(world.exporter(), noting, "vault").run("acme")
+    assert not report.failed
+    assert there[2:4] == [10, 10]
+    assert there[-1] == (12 if seconds == 0 else 10)
     assert not world.export().failed
     assert_all_is_exported(world)
 

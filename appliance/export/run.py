@@ -6,6 +6,7 @@ on. Two runs of one job at once do some work twice and still end right; the leas
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from functools import partial
 
 import psycopg
 
-from appliance.errors import BucketAheadError, BucketError, ForeignObjectError
+from appliance.errors import BatchChangedError, BucketAheadError, BucketError, ForeignObjectError
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.delivery import BatchDelivery, Target, bucket_ahead, target_of
@@ -34,6 +35,8 @@ OBJECT_ROWS = 500_000
 OBJECT_BYTES = 256 * 1024 * 1024
 # From so many rows on it is worth a thread to mark and to seal while a batch is delivered.
 _BESIDE_ROWS = 20_000
+# While a bucket gets what it has missed, the others get what is new after so long.
+_SEAL_AGAIN_SECONDS = 300
 # Events of the last minute or two from which on the collector is busy: about fifty a second.
 _BUSY_EVENTS = 4_000
 
@@ -56,9 +59,15 @@ class Run:
         self._ahead: Future[sealing.Sealed | sealing.Nothing | None] | None = None
 
     def work(self) -> Report:
-        """Deliver what is owed, then what is new. Raises what Exporter.run raises."""
-        self._deliver_owed()
-        blockers = self._seal_and_deliver()
+        """Deliver what no bucket has, then what is new, then what some have. Raises what Exporter.run raises."""
+        try:
+            self._deliver_undelivered()
+            blockers = self._seal_and_deliver()
+        except (BatchChangedError, BucketError):
+            # What stops the job is no reason to keep its history from a bucket.
+            self._catch_up(seals=False)
+            raise
+        self._catch_up(seals=True)
         self._mark()
         return self._tally.report(blockers)
 
@@ -80,7 +89,7 @@ class Run:
             # would seal it in ever smaller batches and never end.
             is_last = sealed is not None and self._end_of(sealed.key) >= goal
             self._seals_ahead = sealed is not None and sealed.row_count >= _BESIDE_ROWS and not is_last
-            self._deliver_owed()
+            self._deliver_undelivered()
             if is_last:
                 return ()
         return ()
@@ -124,14 +133,32 @@ class Run:
         with self._db.connection() as conn:
             return sealing.seal_next(conn, self._plan())
 
-    def _deliver_owed(self) -> None:
-        """Deliver what is sealed and not tried in this run yet, in order: another run's batches too, should it die."""
+    def _deliver_undelivered(self) -> None:
+        """Deliver what is sealed and stands nowhere yet, in order: another run's batches too, should it die."""
+        with self._db.connection() as conn:
+            keys = ledger.undelivered(conn, self._job)
+        for key in keys:
+            self._try(key)
+
+    def _catch_up(self, *, seals: bool) -> None:
+        """Deliver what another bucket has already. That may take long, and the others do not wait for it.
+
+        With `seals` they get every few minutes what is new meanwhile.
+        """
         with self._db.connection() as conn:
             owed = ledger.unsettled(conn, self._job)
+        sealed_at = time.monotonic()
         for key in owed:
-            if key not in self._tried:
-                self._tried.add(key)
-                self._deliver(key)
+            self._try(key)
+            if seals and time.monotonic() - sealed_at > _SEAL_AGAIN_SECONDS:
+                self._seal_and_deliver()
+                sealed_at = time.monotonic()
+
+    def _try(self, key: Key) -> None:
+        """Deliver a batch, once in this run."""
+        if key not in self._tried:
+            self._tried.add(key)
+            self._deliver(key)
 
     def _plan(self) -> sealing.Plan:
         export = self._settings.exports[self._job]

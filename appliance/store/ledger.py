@@ -134,6 +134,17 @@ def unsettled(conn: Connection, job: str) -> list[Key]:
     return [Key(*row) for row in rows]
 
 
+def undelivered(conn: Connection, job: str) -> list[Key]:
+    """Return the job's batches that no bucket has, oldest first."""
+    rows = conn.execute(
+        "SELECT job, sequence FROM export_batches b WHERE job = %s AND state = 'sealed' AND NOT EXISTS ("
+        "SELECT 1 FROM export_deliveries d WHERE d.job = b.job AND d.sequence = b.sequence AND d.state = 'delivered')"
+        " ORDER BY sequence",
+        (job,),
+    )
+    return [Key(*row) for row in rows]
+
+
 def batches(conn: Connection, job: str) -> list[Key]:
     """Return all batches of a job, oldest first."""
     rows = conn.execute("SELECT job, sequence FROM export_batches WHERE job = %s ORDER BY sequence", (job,))
