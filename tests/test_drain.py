@@ -147,11 +147,13 @@ def test_an_event_that_fails_alone_is_put_aside_once_others_have_come_through(
     assert [row[3] for row in wait_for(lambda: quarantined(conn), "the quarantine")] == [poison.event_id]
 
 
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "sent twice"])
 def test_while_every_event_fails_all_of_them_are_kept_in_the_spool(
-    inbox: Inbox, conn: Conn, refuse: Callable[[str], None]
+    inbox: Inbox, conn: Conn, refuse: Callable[[str], None], times: int
 ) -> None:
     refuse("true")
-    assert all(inbox.store([make_event() for _ in range(5)]).spooled for _ in range(10))
+    groups = [[make_event() for _ in range(5)] for _ in range(10)]
+    assert all(inbox.store(group).spooled for group in groups for _ in range(times))
     time.sleep(1)
     assert (number_stored(conn), quarantined(conn)) == (0, [])
     conn.execute("DROP FUNCTION refuse CASCADE")

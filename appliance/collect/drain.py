@@ -144,7 +144,9 @@ class Drain:
         others_are_stored = since is not None and since != self._successes
         try:
             outcome = Salvage(self._committer, others_are_stored=others_are_stored).store(group)
-            if outcome.stuck and len(outcome.stuck) + len(outcome.refused) == len(group) and not others_are_stored:
+            failed = outcome.stuck.keys() | outcome.refused.keys()
+            # (An event that was sent twice stands there twice.)
+            if outcome.stuck and failed == {event.event_id for event in group} and not others_are_stored:
                 raise _StuckError(next(iter(outcome.stuck.values())))
         except (ApplianceError, psycopg.Error) as error:
             if not means_away(error):

@@ -75,6 +75,8 @@ class Salvage:
             reason = self._outcome.stuck.pop(event.event_id)
             try:
                 self._store([event])
+            except SequenceIsBehindError:
+                raise
             except (DatabaseUnavailableError, psycopg.Error) as error:
                 self._ask_the_witness(error)
                 self._outcome.stuck[event.event_id] = reason
