@@ -134,6 +134,13 @@ def unsettled(conn: Connection, job: str) -> list[Key]:
     return [Key(*row) for row in rows]
 
 
+def has_delivered(conn: Connection, job: str) -> bool:
+    """Return whether a bucket has any batch of the job."""
+    return bool(
+        fetch_value(conn, "SELECT true FROM export_deliveries WHERE job = %s AND state = 'delivered' LIMIT 1", (job,))
+    )
+
+
 def undelivered(conn: Connection, job: str) -> list[Key]:
     """Return the job's batches that no bucket has, oldest first."""
     rows = conn.execute(
