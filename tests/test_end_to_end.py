@@ -81,7 +81,7 @@ def test_a_kill_between_the_first_and_the_second_bucket_leaves_no_trace(
     box.config["exports"]["acme"]["schedule"] = "* * * * *"
     box.start()
     assert box.process is not None
-    deadly_door.kills(box.process.pid)
+    deadly_door.kills(box.process.pid, once=lambda: s3.objects(client))
 
     wait_for(lambda: box.process and box.process.poll() is not None, "the kill", seconds=90)
     assert deadly_door.killed
@@ -193,13 +193,17 @@ def send_events(box: Appliance, number: int) -> list[str]:
 
 
 class DeadlyDoor:
-    """A TCP door to the S3 server; once armed, the first object that is put through it kills a process instead."""
+    """A TCP door to the S3 server; once armed, the first object that is put through it kills a process instead.
+
+    Both buckets are put to at once: the kill waits until the other has its object.
+    """
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.killed = False
         self._victim: int | None = None
+        self._once: Callable[[], object] = lambda: True
         self._target = ("", 0)
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -207,8 +211,8 @@ class DeadlyDoor:
         host, port = endpoint.removeprefix("http://").split(":")
         self._target = (host, int(port))
 
-    def kills(self, pid: int) -> None:
-        self._victim = pid
+    def kills(self, pid: int, *, once: Callable[[], object]) -> None:
+        self._once, self._victim = once, pid
 
     def open(self) -> None:
         """Let everybody through again."""
@@ -231,6 +235,7 @@ class DeadlyDoor:
                 if outward and self._victim and data.startswith(b"PUT "):
                     # The door stays shut: a worker outlives its supervisor by a moment, and tries again.
                     if not self.killed:
+                        wait_for(self._once, "the other bucket to have its object")
                         os.kill(self._victim, signal.SIGKILL)
                         self.killed = True
                     break

@@ -196,7 +196,7 @@ def test_a_retired_job_still_delivers_though_another_retired_one_cannot(
     before = clock("acme", "vault")
     store_events(db, 2)
     for job in ("acme", "vault"):
-        assert watch(before.exporter, failing(BucketError("down"))).run(job).failed
+        assert watch(before.exporter, failing(BucketError("down"), calls="put")).run(job).failed
     # acme can never be delivered: its manifest was never made, and one of its rows is gone.
     conn.execute("UPDATE export_batches SET manifest = NULL, manifest_sha256 = NULL WHERE job = 'acme'")
     conn.execute("UPDATE export_ranges SET to_id = 1 WHERE job = 'acme'")
