@@ -113,6 +113,17 @@ def test_a_batch_that_was_sealed_beside_one_that_no_bucket_took_is_delivered_lat
     world.check()
 
 
+def test_what_stops_a_batch_is_told_though_the_next_one_is_sealed_already(world: World) -> None:
+    store_events(world.db, 8)
+    refuses = failing(BucketError("it takes nothing"), calls="put")
+    assert watch(world.exporter(), refuses).run("acme").failed
+    world.conn.execute("UPDATE export_batches SET manifest = NULL, manifest_sha256 = NULL")
+    world.conn.execute("DELETE FROM events_log WHERE id = 1")
+    with pytest.raises(BatchChangedError, match="3 rows were sealed, 2 are there now"):
+        world.export()
+    assert world.conn.execute("SELECT count(*) FROM export_deliveries WHERE state = 'delivered'").fetchone() == (0,)
+
+
 def test_rows_deleted_between_sealing_and_reading_stop_the_batch_before_its_end(world: World) -> None:
     store_events(world.db, 3)
     exporter = world.exporter()

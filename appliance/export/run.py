@@ -146,7 +146,9 @@ class Run:
         With `seals` they get every few minutes what is new meanwhile.
         """
         with self._db.connection() as conn:
-            owed = ledger.unsettled(conn, self._job)
+            # These have their turn, in order: what stops one of them stops those that follow it in the chain.
+            nowhere = ledger.undelivered(conn, self._job)
+            owed = [key for key in ledger.unsettled(conn, self._job) if key not in nowhere]
         sealed_at = time.monotonic()
         for key in owed:
             self._try(key)
