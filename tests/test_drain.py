@@ -270,6 +270,16 @@ def test_a_lock_that_comes_and_goes_puts_nothing_aside(conn: Conn, conninfo: str
     assert quarantined(conn) == []
 
 
+def test_an_event_that_was_sent_twice_and_fails_only_at_first_is_stored(db: Database, conn: Conn) -> None:
+    committer, event, good = Committer(db), make_event(), make_event()
+    attempt = Salvage(committer, others_are_stored=False)
+    attempt._store([good])  # noqa: SLF001 - the lock that has come and gone since
+    attempt._outcome.stuck[event.event_id] = "a lock"  # noqa: SLF001
+    attempt._try_again([event, event])  # noqa: SLF001
+    assert attempt._outcome.stuck == {}  # noqa: SLF001
+    assert number_stored(conn) == 2
+
+
 def test_each_event_that_fails_alone_waits_for_others_to_come_through(
     inbox: Inbox, conn: Conn, refuse: Callable[[str], None]
 ) -> None:
@@ -305,7 +315,7 @@ def test_what_takes_longer_than_a_statement_may_is_stored_in_parts(
         " CREATE TRIGGER dawdle BEFORE INSERT ON events_log FOR EACH ROW EXECUTE FUNCTION dawdle()"
     )
     events = [make_event() for _ in range(40)]
-    monkeypatch.setattr(salvage, "_STATEMENT_SECONDS", 1)
+    monkeypatch.setattr(salvage, "STATEMENT_SECONDS", 1)
     outcome = Salvage(Committer(db), others_are_stored=False).store(events)
     # One that was cut off in its commit is stored all the same, and its events are duplicates then.
     assert (outcome.refused, outcome.stuck) == ({}, {})

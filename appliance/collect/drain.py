@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import psycopg
 
 from appliance.collect.commit import Committer, means_away
-from appliance.collect.salvage import Salvage
+from appliance.collect.salvage import STATEMENT_SECONDS, Salvage
 from appliance.collect.spool import Segment, Spool
 from appliance.errors import ApplianceError
 from appliance.log import Seldom
@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 # A database that is back should have its events soon; one that is away should not be asked all the time.
 _RETRY_FROM_SECONDS = 0.25
 _RETRY_TO_SECONDS = 5.0
-# Nobody waits for these commits, but a frozen database must not stop the draining for good.
-_STATEMENT_SECONDS = 10.0
 _STOP_SECONDS = 2.0
 # Groups of the spool are as small as the load was low; in bundles they drain faster than a full load brings new ones.
 _BUNDLE_EVENTS = 1_000
@@ -156,7 +154,7 @@ class Drain:
         aside = {**outcome.refused, **outcome.stuck}
         if aside:
             log.error("%d events of the spool cannot be stored: they are in the quarantine", len(aside))
-            with self._db.connection(answer_seconds=_STATEMENT_SECONDS) as conn:
+            with self._db.connection(answer_seconds=STATEMENT_SECONDS) as conn:
                 quarantine.keep_acknowledged(conn, [(e, aside[e.event_id]) for e in group if e.event_id in aside])
 
     def _wait_for_others(self) -> None:

@@ -16,7 +16,7 @@ from appliance.store.database import first_line
 from appliance.store.events import Event
 
 # Nobody waits for these commits, but a frozen database must not stop the draining for good.
-_STATEMENT_SECONDS = 10.0
+STATEMENT_SECONDS = 10.0
 # So many parts in a row that cannot be stored are more than some events' own fault, unless others can be.
 _MAX_FAILURES_IN_A_ROW = 32
 
@@ -64,7 +64,7 @@ class Salvage:
         return ()
 
     def _store(self, part: list[Event]) -> None:
-        stored = self.committer.store_each(part, statement_seconds=_STATEMENT_SECONDS)
+        stored = self.committer.store_each(part, statement_seconds=STATEMENT_SECONDS)
         self._failures = 0
         self._witness = next((event for event in part if event.event_id not in stored.refused), self._witness)
         self._outcome = self._outcome.add(stored)
@@ -72,7 +72,10 @@ class Salvage:
     def _try_again(self, stuck: list[Event]) -> None:
         """Try those that failed once more, now that others have been stored: a lock may have come and gone."""
         for event in stuck:
-            reason = self._outcome.stuck.pop(event.event_id)
+            reason = self._outcome.stuck.pop(event.event_id, None)
+            if reason is None:
+                # It was sent twice, and is stored.
+                continue
             try:
                 self._store([event])
             except SequenceIsBehindError:
@@ -85,7 +88,7 @@ class Salvage:
         """Raise the error unless an event that is in the table is still taken, as a duplicate."""
         if self._witness is None:
             raise error
-        self.committer.store_each([self._witness], statement_seconds=_STATEMENT_SECONDS)
+        self.committer.store_each([self._witness], statement_seconds=STATEMENT_SECONDS)
         self._failures = 0
 
     def _is_away(self, error: Exception, *, alone: bool) -> bool:
