@@ -386,6 +386,26 @@ def test_export_fails_when_one_bucket_does_and_still_fills_the_other(
     assert len(s3.objects(bucket)) == 2
 
 
+def test_a_job_that_cannot_go_on_keeps_no_other_from_being_exported(
+    appliance: Callable[..., Appliance], db: Database, conninfo: str, tmp_path: Path
+) -> None:
+    store_events(db, 3)
+    config = on_disk(tmp_path, conninfo)
+    foreign = tmp_path / "nas" / "_manifests" / "acme" / "0000000001.json"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("of an installation that was lost")
+    config["buckets"]["other"] = {"kind": "directory", "path": str(tmp_path / "other")}
+    (tmp_path / "other").mkdir()
+    config["exports"]["other"] = {"sites": ["*"], "client": "other"}
+    box = appliance(**config)
+    done = box.run("export", check=False)
+    assert (done.returncode, done.stdout) == (1, "other: 3 events in 1 batch delivered\n")
+    assert "acme: bucket nas is ahead" in done.stderr
+    acme, other = json.loads(box.run("export", "--json", check=False).stdout)
+    assert (acme["job"], acme["failed"], other["job"], other["failed"]) == ("acme", True, "other", False)
+    assert "bucket nas is ahead" in acme["error"]
+
+
 def test_status_shows_what_waits_and_what_failed(
     appliance: Callable[..., Appliance], db: Database, conninfo: str, s3: S3Server
 ) -> None:

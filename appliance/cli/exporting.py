@@ -14,11 +14,13 @@ import click
 from appliance.cli.common import complete_buckets, complete_jobs, config_option, json_option, load, print_json
 from appliance.cli.progress import progress
 from appliance.config import Settings
+from appliance.errors import ApplianceError, BatchChangedError, BucketError
 from appliance.priority import step_back
 from appliance.words import counted
 
 if TYPE_CHECKING:
     from appliance.export.means import Means
+    from appliance.export.report import Report
     from appliance.export.verify import Repair, Verdict
     from appliance.store.database import Database
 
@@ -48,21 +50,35 @@ _MOMENT = _Moment()
 @config_option
 @json_option
 def export(job: str | None, file: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
-    """Run export jobs now: JOB, or all of them."""
+    """Run export jobs now: JOB, or all of them. What stops one of them stops no other."""
     from appliance.export.job import Exporter  # noqa: PLC0415 - heavy, and only needed here
 
+    reports: dict[str, Report | ApplianceError] = {}
     with _database(file) as (settings, db):
         exporter = Exporter(settings, db, conninfo=db.conninfo)
         jobs = exporter.jobs()
         if job is not None:
             _check_known(job, jobs)
-        reports = [exporter.run(name, wait_for_lease=True) for name in ([job] if job else jobs)]
+        for name in [job] if job else jobs:
+            try:
+                reports[name] = exporter.run(name, wait_for_lease=True)
+            except (BatchChangedError, BucketError) as error:
+                reports[name] = error
     if as_json:
-        print_json([{**asdict(report), "failed": report.failed} for report in reports])
-    for report in reports if not as_json else ():
-        click.echo(f"{report.job}: {report.summary}")
-    if any(report.failed for report in reports):
+        print_json([_report_for_scripts(name, report) for name, report in reports.items()])
+    for name, report in reports.items() if not as_json else ():
+        if isinstance(report, ApplianceError):
+            click.echo(f"{name}: {report}", err=True)
+        else:
+            click.echo(f"{name}: {report.summary}")
+    if any(isinstance(report, ApplianceError) or report.failed for report in reports.values()):
         sys.exit(1)
+
+
+def _report_for_scripts(job: str, report: "Report | ApplianceError") -> dict[str, Any]:
+    if isinstance(report, ApplianceError):
+        return {"job": job, "failed": True, "error": str(report)}
+    return {**asdict(report), "failed": report.failed}
 
 
 @click.command(epilog="Example: appliance verify acme --repair")
