@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from conftest import make_settings, store_events, wait_for
 
 from appliance.config import Settings
 from appliance.errors import ApplianceError, BucketAheadError
+from appliance.export import process
 from appliance.export.means import StoppedError
 from appliance.export.process import STOP_SECONDS, run_apart
 from appliance.store.database import Database
@@ -129,14 +129,37 @@ def session_niceness(pid: int) -> int | None:
     return int(words[-1]) if words else None
 
 
-def test_told_to_stop_it_ends_at_its_next_safe_point(runs: Runs, db: Database, conn: psycopg.Connection[Any]) -> None:
+# A child that leaves a file when it has been told to stop.
+TELLING = """
+import pathlib, sys
+from appliance.export import process
+
+class Telling:
+    def __init__(self, stopping):
+        self.stopping = stopping
+
+    def set(self):
+        self.stopping.set()
+        pathlib.Path(sys.argv[2]).touch()
+
+stop_when_told = process._stop_when_told
+process._stop_when_told = lambda stopping: stop_when_told(Telling(stopping))
+process.main()
+"""
+
+
+def test_told_to_stop_it_ends_at_its_next_safe_point(
+    runs: Runs, db: Database, conn: psycopg.Connection[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-c", TELLING, process.__name__, str(told)))
     store_events(db, 3)
     with held(runs.conninfo):
         run = runs.start()
         waiting_child(conn)
         runs.stopping.set()
-        # Time to be told; too little of it would fail this test and never pass it.
-        time.sleep(1)
+        # It makes way for everything else on the machine, and may take its time.
+        wait_for(told.exists, "the child to be told")
     with pytest.raises(StoppedError):
         run.result(60)
     assert manifests(runs.settings) == []
@@ -195,9 +218,9 @@ def start_parent() -> Iterator[Callable[[Settings, str], psutil.Process]]:
         return psutil.Process(started[-1].pid)
 
     yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    for one in started:
+        one.kill()
+        one.wait()
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,10 @@ from pathlib import Path
 from appliance.errors import (
     ApplianceError,
     BatchChangedError,
-    BucketAheadError,
     BucketError,
     ForeignObjectError,
-    ManifestError,
 )
-from appliance.export import buckets, manifest
+from appliance.export import buckets, history, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.files import LocalObject, described
 from appliance.export.means import Means
@@ -37,43 +35,13 @@ class Target:
 
 
 def target_of(means: Means, batch: Batch, delivery: Delivery) -> Target:
-    """Return the target of a delivery. Raises BucketAheadError where history stands that is not ours, and BucketError.
-
-    Before the first attempt nothing of ours can stand there, unless it was copied or the ledger was restored: then it
-    is the very same manifest.
-    """
+    """Return the target of a delivery. Raises BucketAheadError where history stands that is not ours; BucketError."""
     if delivery.bucket not in means.buckets:
         gone = f"bucket {delivery.bucket}: it is no longer in the configuration, and batches wait for it"
         raise BucketError(gone)
-    bucket = means.buckets[delivery.bucket]
     if not delivery.attempts and not delivery.delivered:
-        found = bucket.sha256(buckets.join(delivery.prefix, manifest.manifest_key(batch.key)))
-        if found is not None and not _is_ours(means, batch, delivery, found):
-            raise bucket_ahead(delivery.bucket, delivery.prefix, batch.key)
-    return Target(delivery, bucket)
-
-
-def _is_ours(means: Means, batch: Batch, delivery: Delivery, found: str) -> bool:
-    """Ask the ledger again, after the bucket: of two runs at once the other may have delivered it meanwhile."""
-    with means.db.connection() as conn:
-        now = ledger.load(conn, batch.key)
-    if any(one.attempts for one in now.deliveries if one.bucket == delivery.bucket):
-        return True
-    if now.manifest is not None:
-        return manifest.from_text(now.manifest).sha256 == found
-    return _was_delivered_by_us(means, batch, delivery)
-
-
-def _was_delivered_by_us(means: Means, batch: Batch, delivery: Delivery) -> bool:
-    """Return whether what stands there is this very batch: a failover or an old backup has lost that it was sent."""
-    with means.scratch(batch.key.job) as directory:
-        path = directory / "found"
-        name = manifest.manifest_key(batch.key)
-        means.buckets[delivery.bucket].fetch(buckets.join(delivery.prefix, name), path)
-        try:
-            return ledger.is_same_seal(manifest.parse(path.read_bytes(), batch.key).batch, batch)
-        except ManifestError:
-            return False
+        history.check_first_attempt(means, batch, delivery)
+    return Target(delivery, means.buckets[delivery.bucket])
 
 
 class BatchDelivery:
@@ -261,12 +229,3 @@ class BatchDelivery:
                 except BucketError as error:
                     del self._targets[bucket]
                     self._fail(bucket, error)
-
-
-def bucket_ahead(bucket: str, prefix: str, key: Key) -> BucketAheadError:
-    """Return the error of a batch whose manifest stands there and is not ours: history is not ours to continue."""
-    where = buckets.join(prefix, manifest.manifest_key(key))
-    return BucketAheadError(
-        f"bucket {bucket} is ahead: {where} stands there, and this ledger does not know it: "
-        f"restore from it (appliance restore {bucket}), or choose another prefix"
-    )

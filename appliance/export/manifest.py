@@ -28,9 +28,14 @@ class Manifest:
     sha256: str
 
 
+def folder(job: str) -> str:
+    """Return what the keys of a job's manifests begin with, relative to a bucket's prefix."""
+    return f"{FOLDER}/{job}/"
+
+
 def manifest_key(key: Key) -> str:
     """Return where a batch's manifest stands, relative to a bucket's prefix."""
-    return f"{FOLDER}/{key.job}/{key.sequence:010d}.json"
+    return f"{folder(key.job)}{key.sequence:010d}.json"
 
 
 def from_text(text: str) -> Manifest:

@@ -15,9 +15,8 @@ from functools import partial
 import psycopg
 
 from appliance.errors import BatchChangedError, BucketAheadError, BucketError, ForeignObjectError
-from appliance.export import buckets, manifest
-from appliance.export.buckets import Bucket
-from appliance.export.delivery import BatchDelivery, Target, bucket_ahead, target_of
+from appliance.export import history
+from appliance.export.delivery import BatchDelivery, Target, target_of
 from appliance.export.means import Means
 from appliance.export.report import Report, Tally
 from appliance.store import counters, ledger, marks, reading, restoring, sealing
@@ -264,7 +263,7 @@ class Run:
         return targets
 
     def _is_free(self, key: Key) -> bool:
-        """Refuse to seal a batch whose manifest stands in one of its buckets already: history is not ours to continue.
+        """Refuse to seal a batch that cannot come to one of its buckets: history is not ours to continue.
 
         A bucket that does not answer is no reason to stop: it is asked again before the first byte leaves. Return False
         where none has ever taken anything and none answers: were they ahead, as after a new installation with wrong
@@ -275,17 +274,14 @@ class Run:
             if name in self._unanswered:
                 continue
             try:
-                stands = self._manifest_stands(self._buckets[name], prefix, key)
+                foreign = history.ahead_of(self._means, key, bucket=name, prefix=prefix)
             except BucketError as error:
                 # Asked again and again it would cost its time-out each time; it is told with the first batch it misses.
                 log.info("bucket %s does not say whether batch %s stands there: %s", name, key, error)
                 self._unanswered[name] = error
                 continue
-            if stands:
-                with self._db.connection() as conn:
-                    if ledger.exists(conn, key):
-                        raise ledger.OvertakenError(f"another run has sealed batch {key}")
-                raise bucket_ahead(name, prefix, key)
+            if foreign is not None:
+                raise history.bucket_ahead(name, prefix, foreign)
         if not plan.keys() <= self._unanswered.keys():
             return True
         with self._db.connection() as conn:
@@ -294,10 +290,6 @@ class Run:
         self._tally.broken.update(plan)
         self._tally.problems += [str(self._unanswered[name]) for name in plan]
         return False
-
-    @staticmethod
-    def _manifest_stands(bucket: Bucket, prefix: str, key: Key) -> bool:
-        return bucket.exists(buckets.join(prefix, manifest.manifest_key(key)))
 
     # -- small steps --------------------------------------------------------------------------------------------------
 

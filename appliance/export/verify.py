@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from appliance.errors import BatchChangedError, BucketError
 from appliance.export import buckets, manifest
 from appliance.export.buckets import Bucket
-from appliance.export.delivery import bucket_ahead
+from appliance.export.history import bucket_ahead
 from appliance.export.means import Means, Progress, silent
 from appliance.export.redeliver import redeliver
 from appliance.store import ledger, marks
@@ -196,7 +196,7 @@ class Verification:
     def _check_not_ahead(self, bucket: Bucket, prefixes: set[str], keys: set[str]) -> None:
         """Raise BucketAheadError where batches stand of which this ledger has not one: the database was lost."""
         for prefix in sorted(prefixes):
-            folder = buckets.join(prefix, f"{manifest.FOLDER}/{self._job}/")
+            folder = buckets.join(prefix, manifest.folder(self._job))
             found = [sequence for key in keys if key.startswith(folder) and (sequence := _sequence_of(key)) is not None]
             if found:
                 raise bucket_ahead(bucket.name, prefix, Key(self._job, min(found)))
@@ -214,7 +214,7 @@ class Verification:
                 match = _PART.fullmatch(_name(listed.key))
                 if match and match["job"] == self._job:
                     yield listed.key, listed.bytes
-            for listed in bucket.list(buckets.join(prefix, f"{manifest.FOLDER}/{self._job}/")):
+            for listed in bucket.list(buckets.join(prefix, manifest.folder(self._job))):
                 yield listed.key, listed.bytes
 
     def _check_object(self, bucket: Bucket, key: str, expected: _Expected, size: int | None) -> None:

@@ -141,6 +141,15 @@ def has_delivered(conn: Connection, job: str) -> bool:
     )
 
 
+def has_been_sent(conn: Connection, job: str, bucket: str, prefix: str) -> bool:
+    """Return whether a batch of the job was ever sent to a bucket under this prefix, or is known to stand there."""
+    query = (
+        "SELECT EXISTS (SELECT 1 FROM export_deliveries WHERE job = %s AND bucket = %s AND prefix = %s"
+        " AND (attempts > 0 OR state = 'delivered'))"
+    )
+    return bool(fetch_value(conn, query, (job, bucket, prefix)))
+
+
 def undelivered(conn: Connection, job: str) -> list[Key]:
     """Return the job's batches that no bucket has, oldest first."""
     rows = conn.execute(
