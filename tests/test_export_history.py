@@ -1,5 +1,6 @@
 """Buckets that hold more than the ledger knows of: the job stops, says what to do, and changes not one byte."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from exporting import CrashError, World, crash, exported_ids, failing, watch, wo
 from appliance.errors import BucketAheadError
 from appliance.export import run
 from appliance.export.restore import Restore
-from appliance.store import runs
+from appliance.store import ledger, runs
 from appliance.store.embedded import EmbeddedPostgres
+from appliance.store.ledger import Key
 
 NOBODY = "http://127.0.0.1:9"
 SENTENCE = (
@@ -196,6 +198,30 @@ def test_an_older_backup_that_kept_a_seal_is_restored_to_the_newest_batch(
         store_events(world.db, 1)
         assert not world.export().failed
         assert len(world.check()) == 5
+
+
+def test_a_batch_that_was_sealed_while_no_bucket_answered_gives_way_to_what_stands_there(
+    installations: Installations, first: str
+) -> None:
+    with installations.open(an_older_backup(installations, first)) as world:
+        heard = world.tables
+        world.tables = {name: {**table, "endpoint_url": NOBODY} for name, table in heard.items()}
+        collected = store_events(world.db, 3)
+        assert world.export().failed
+        with world.db.connection() as conn:
+            sealed = ledger.load(conn, Key("acme", 3))
+        assert sealed.row_count == 3
+        world.tables = heard
+        with pytest.raises(BucketAheadError, match=SENTENCE):
+            world.export()
+        outcome = Restore(world.exporter().means, "client").run()
+        assert (outcome.batches, outcome.rows, outcome.moved) == (1, 2, 2)
+        # A run that had read of it before, and was held up, sends nothing.
+        with world.db.connection() as conn, pytest.raises(ledger.OvertakenError, match="has taken it back"):
+            ledger.begin_attempt(conn, sealed, "vault")
+        assert not world.export().failed
+        assert world.rows() >= Counter(map(str, collected))
+        assert len(world.check()) == 4
 
 
 def test_nothing_is_sealed_first_for_buckets_of_which_none_answers(installations: Installations) -> None:

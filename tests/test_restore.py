@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from conftest import S3Server, database, make_event, store_events
-from exporting import CrashError, MortalDatabase, Steps, World, exported_ids, watch, world_of
+from exporting import CrashError, MortalDatabase, Steps, World, crash, exported_ids, watch, world_of
 
 from appliance.errors import BucketAheadError, BucketError, RestoreError
 from appliance.export.restore import Restore, Restored, give_up
@@ -334,13 +334,17 @@ def test_run_again_where_all_is_there_it_says_so_and_changes_nothing(world: Worl
         assert (outcome.batches, outcome.proven, rows(one)) == (0, 0, before)
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["delivered", "perhaps sent"])
 def test_a_ledger_with_another_history_is_refused_and_stays_as_it_is(
-    world: World, install: Callable[[World], World]
+    world: World, install: Callable[[World], World], *, begun: bool
 ) -> None:
     other = install(world)
     other.tables = {name: table | {"prefix": "elsewhere"} for name, table in world.tables.items()}
     store_events(other.db, 4)
-    assert not other.export().failed
+    if begun:
+        crash(other)
+    else:
+        assert not other.export().failed
     other.tables = world.tables
     before = rows(other)
     with pytest.raises(RestoreError, match="the ledger is not empty, and has another batch acme 1 than bucket vault"):

@@ -59,5 +59,5 @@ def _targets(means: Means, batch: Batch, names: list[str], outcome: Redelivery) 
                 outcome.problems.append(str(error))
     with means.db.connection() as conn:
         for name in targets:
-            ledger.begin_attempt(conn, batch.key, name)
+            ledger.begin_attempt(conn, batch, name)
     return targets

@@ -18,7 +18,7 @@ from appliance.export.manifest import Described
 from appliance.export.means import Means, Progress, silent
 from appliance.store import ledger, restoring
 from appliance.store.database import Connection, first_line
-from appliance.store.ledger import Delivery, ObjectRecord
+from appliance.store.ledger import Delivery, Key, ObjectRecord
 from appliance.words import counted
 
 
@@ -73,6 +73,8 @@ class Restore:
         self._prefix = means.settings.buckets[bucket].prefix
         self._progress = progress
         self._outcome = Restored(bucket)
+        # The first batch of each job that gives way to the bucket's.
+        self._in_the_way: dict[str, Key] = {}
 
     def run(self) -> Restored:
         """Do it. Raises RestoreError where this database cannot take the bucket's history, and BucketError.
@@ -138,6 +140,11 @@ class Restore:
                 if known.manifest is None and ledger.is_same_seal(known, one.batch):
                     # The next run finds it there.
                     continue
+                if known.manifest != one.batch.manifest and ledger.was_never_sent(conn, one.batch.key):
+                    # Sealed while no bucket answered.
+                    self._in_the_way.setdefault(one.batch.key.job, one.batch.key)
+                    absent.append(one)
+                    continue
                 if known.manifest != one.batch.manifest:
                     raise RestoreError(
                         f"the ledger is not empty, and has another batch {one.batch.key} than bucket "
@@ -177,7 +184,7 @@ class Restore:
         ranges = [r for one in absent for r in one.batch.ranges]
         lowest_id, highest_id = min(r.from_id for r in ranges), max(r.to_id for r in ranges)
         with self._db.connection() as conn:
-            restoring.begin(conn, self._bucket.name, lowest_id=lowest_id)
+            restoring.begin(conn, self._bucket.name, lowest_id=lowest_id, in_the_way=list(self._in_the_way.values()))
         self._outcome.moved = restoring.make_room(self._db, lowest_id=lowest_id, highest_id=highest_id)
         for number, one in enumerate(absent):
             self._means.stop_here_if_told()

@@ -259,7 +259,7 @@ class Run:
                 self._fail(batch.key, delivery.bucket, error)
         with self._db.connection() as conn:
             for name in targets:
-                ledger.begin_attempt(conn, batch.key, name)
+                ledger.begin_attempt(conn, batch, name)
         return targets
 
     def _is_free(self, key: Key) -> bool:

@@ -150,6 +150,15 @@ def has_been_sent(conn: Connection, job: str, bucket: str, prefix: str) -> bool:
     return bool(fetch_value(conn, query, (job, bucket, prefix)))
 
 
+def was_never_sent(conn: Connection, key: Key) -> bool:
+    """Return whether no byte of a batch, or of one after it, has left for any bucket."""
+    query = (
+        "SELECT NOT EXISTS (SELECT 1 FROM export_deliveries WHERE job = %s AND sequence >= %s"
+        " AND (attempts > 0 OR state = 'delivered'))"
+    )
+    return bool(fetch_value(conn, query, (key.job, key.sequence)))
+
+
 def undelivered(conn: Connection, job: str) -> list[Key]:
     """Return the job's batches that no bucket has, oldest first."""
     rows = conn.execute(
@@ -299,13 +308,20 @@ def deliveries(conn: Connection, key: Key) -> tuple[Delivery, ...]:
     return tuple(Delivery(bucket=b, prefix=p, delivered=d, attempts=a, last_error=e) for b, p, d, a, e in rows)
 
 
-def begin_attempt(conn: Connection, key: Key, bucket: str) -> None:
-    """Count an attempt. It must be committed before the first byte leaves: later runs then know whose bytes stand."""
-    conn.execute(
-        "UPDATE export_deliveries SET attempts = attempts + 1, attempted_at = now()"
-        " WHERE job = %s AND sequence = %s AND bucket = %s AND state = 'pending'",
-        (key.job, key.sequence, bucket),
+def begin_attempt(conn: Connection, batch: Batch, bucket: str) -> None:
+    """Count an attempt. It must be committed before the first byte leaves: later runs then know whose bytes stand.
+
+    Raises OvertakenError when a restore has taken the batch back; another may bear its name by now.
+    """
+    key = batch.key
+    begun = conn.execute(
+        "UPDATE export_deliveries d SET attempts = attempts + 1, attempted_at = now() FROM export_batches b"
+        " WHERE d.job = %(job)s AND d.sequence = %(sequence)s AND d.bucket = %(bucket)s AND d.state = 'pending'"
+        " AND b.job = d.job AND b.sequence = d.sequence AND b.sealed_at = %(sealed_at)s",
+        {"job": key.job, "sequence": key.sequence, "bucket": bucket, "sealed_at": batch.sealed_at},
     )
+    if not begun.rowcount and not (exists(conn, key) and load(conn, key).sealed_at == batch.sealed_at):
+        raise OvertakenError(f"batch {key} was sent nowhere yet, and a restore has taken it back: run the job again")
 
 
 def record_failure(conn: Connection, key: Key, bucket: str, error: str, *, rests: bool = True) -> None:

@@ -4,7 +4,7 @@ Ids decide what is exported: a job has sealed everything up to an id. So what wa
 that the batches to come back have too, first gets new ones above them all; then each batch comes back under its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from psycopg import sql
 
@@ -27,15 +27,18 @@ _HOLDS = (
 )
 
 
-def begin(conn: Connection, bucket: str, *, lowest_id: int) -> None:
+def begin(conn: Connection, bucket: str, *, lowest_id: int, in_the_way: Iterable[Key] = ()) -> None:
     """Stop all sealing until `end`, and let marks and coverage start over where rows are to come back.
 
+    Batches that are `in_the_way`, and those after them, are taken back: their rows wait to be sealed as before.
     A job looks again at all that lies behind its own last batch: where it found nothing, rows of another job's batches
     may come back, and they are its rows too. Rows that come back are above `lowest_id`.
     """
     # Waits for a seal that is under way, which holds the same lock shared.
     ledger.lock_coverage(conn, exclusive=True)
     conn.execute("UPDATE installation SET restoring = %s", (bucket,))
+    for key in in_the_way:
+        _take_back(conn, key)
     conn.execute(
         "UPDATE export_coverage c SET sealed_to = least(c.sealed_to, coalesce((SELECT max(r.to_id) FROM export_ranges r"
         " WHERE r.job = c.job AND (r.site = c.site OR (r.site = '*' AND NOT c.site = ANY(r.except_sites)))), 0))"
@@ -44,6 +47,17 @@ def begin(conn: Connection, bucket: str, *, lowest_id: int) -> None:
         "UPDATE export_marks SET marked_to = least(marked_to, %(id)s), deleted_to = least(deleted_to, %(id)s)",
         {"id": lowest_id},
     )
+
+
+def _take_back(conn: Connection, first: Key) -> None:
+    """Forget a batch and those after it. Raises RestoreError where a run has begun to send one."""
+    after = "WHERE job = %s AND sequence >= %s"
+    # A run that is about to send one counts that here first, and finds that it is gone.
+    conn.execute(f"SELECT 1 FROM export_deliveries {after} FOR UPDATE", (first.job, first.sequence))  # noqa: S608
+    if not ledger.was_never_sent(conn, first):
+        raise RestoreError(f"a run has begun to send batch {first} just now: run this again")
+    for table in ("export_deliveries", "export_objects", "export_ranges", "export_batches"):
+        conn.execute(f"DELETE FROM {table} {after}", (first.job, first.sequence))  # noqa: S608
 
 
 def unfinished(bucket: str) -> str:
