@@ -220,7 +220,7 @@ def test_while_buckets_fail_in_every_way_collecting_goes_on_and_exports_recover_
     ).start()
     with psycopg.connect(EmbeddedPostgres(box.data_dir).conninfo, autocommit=True) as conn:
         with Visitors(box) as visitors:
-            wait_for(lambda: runs_of(conn) >= set(SKIES), "each job to run in bad weather", seconds=150)
+            wait_for(lambda: runs_of(conn) >= set(SKIES), "each job to run in bad weather", seconds=300)
             assert_marked_events_stand(conn, s3, clients_of, vault)
         assert set(visitors.answers) == {200}
         assert visitors.answers[200] > 50
