@@ -224,6 +224,43 @@ def test_a_batch_that_was_sealed_while_no_bucket_answered_gives_way_to_what_stan
         assert len(world.check()) == 4
 
 
+@pytest.mark.parametrize("sealed", [False, True], ids=["waiting", "sealed for silent buckets"])
+def test_what_an_old_backup_has_collected_below_the_batches_that_come_back_is_exported_too(
+    installations: Installations, *, sealed: bool
+) -> None:
+    """Where a job had passed over rows of others, its next batch begins far above its last."""
+
+    @contextmanager
+    def opened(name: str) -> Iterator[World]:
+        with installations.open(name) as world:
+            world.jobs = {"acme": world.jobs["acme"] | {"sites": ["shop"]}}
+            yield world
+
+    first = installations.new()
+    with opened(first) as world:
+        store_events(world.db, 2)
+        assert not world.export().failed
+    backup = installations.new(first)
+    with opened(first) as world:
+        store_events(world.db, 5, site_id="blog")
+        assert world.export().batches == 0
+        store_events(world.db, 3)
+        assert world.export().batches == 1
+    with opened(backup) as world:
+        heard = world.tables
+        store_events(world.db, 4)
+        if sealed:
+            world.tables = {name: {**table, "endpoint_url": NOBODY} for name, table in heard.items()}
+            assert world.export().failed
+            world.tables = heard
+        with pytest.raises(BucketAheadError):
+            world.export()
+        assert Restore(world.exporter().means, "client").run().moved == 4
+        assert not world.export().failed
+        assert len(world.check()) == 3
+        assert world.rows().total() == 9
+
+
 def test_nothing_is_sealed_first_for_buckets_of_which_none_answers(installations: Installations) -> None:
     """They may be ahead, and what is sealed could then neither be delivered nor restored over."""
     fresh = installations.new()

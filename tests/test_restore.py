@@ -287,6 +287,20 @@ def test_a_bucket_that_begins_late_says_which_batches_another_may_have(fresh: Wo
     assert_right(fresh, batches=2)
 
 
+def test_what_was_collected_under_ids_of_batches_that_are_gone_is_exported_all_the_same(fresh: World) -> None:
+    """A rule of the buckets has removed what is old."""
+    for bucket in ("client", "vault"):
+        delete(fresh, bucket, "0000000001")
+    collected = set(map(str, store_events(fresh.db, 3)))
+    with pytest.raises(BucketAheadError):
+        fresh.export()
+    assert restore(fresh).moved == 3
+    assert not fresh.export().failed
+    fresh.check_claims()
+    assert collected <= exported_ids(fresh.contents("client")).keys()
+    assert exported_ids(fresh.contents("vault")) == fresh.rows()
+
+
 def test_a_job_that_names_its_sites_now_does_not_export_again_what_it_exported_as_all_sites(fresh: World) -> None:
     fresh.jobs["acme"]["sites"] = ["shop", "blog"]
     store_events(fresh.db, 1)

@@ -14,7 +14,7 @@ import click
 from appliance.cli.common import complete_buckets, complete_jobs, config_option, json_option, load, print_json
 from appliance.cli.progress import progress
 from appliance.config import Settings
-from appliance.errors import ApplianceError, BatchChangedError, BucketError
+from appliance.errors import ApplianceError, DatabaseUnavailableError, SchemaError
 from appliance.priority import step_back
 from appliance.words import counted
 
@@ -62,7 +62,9 @@ def export(job: str | None, file: Path | None, as_json: bool) -> None:  # noqa: 
         for name in [job] if job else jobs:
             try:
                 reports[name] = exporter.run(name, wait_for_lease=True)
-            except (BatchChangedError, BucketError) as error:
+            except (DatabaseUnavailableError, SchemaError):
+                raise
+            except ApplianceError as error:
                 reports[name] = error
     if as_json:
         print_json([_report_for_scripts(name, report) for name, report in reports.items()])

@@ -110,6 +110,7 @@ class BatchDelivery:
         digest.
         """
         with self._db.connection() as conn:
+            ledger.hold(conn, self._batch)
             recorded = ledger.record_object(conn, self._batch.key, made.record)
         if recorded.sha256 == made.record.sha256:
             return made.local
@@ -118,6 +119,7 @@ class BatchDelivery:
         if copy is not None:
             return copy
         with self._db.connection() as conn:
+            ledger.hold(conn, self._batch)
             if not ledger.replace_object(conn, self._batch.key, made.record):
                 raise BatchChangedError(f"object {recorded.part} came out with other bytes than its manifest says")
         self._batch = replace(self._batch, manifest=None)
@@ -199,6 +201,7 @@ class BatchDelivery:
 
     def _make_manifest(self) -> str:
         with self._db.connection() as conn:
+            ledger.hold(conn, self._batch)
             before = ledger.manifest_sha256(conn, Key(self._batch.key.job, self._batch.key.sequence - 1))
             if before is None and self._batch.key.sequence > 1:
                 raise ApplianceError(f"batch {self._batch.key}: the batch before it has no manifest yet")

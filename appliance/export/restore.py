@@ -181,10 +181,10 @@ class Restore:
     # -- bringing back ------------------------------------------------------------------------------------------------
 
     def _bring_back(self, absent: Sequence[Described], directory: Path) -> None:
-        ranges = [r for one in absent for r in one.batch.ranges]
-        lowest_id, highest_id = min(r.from_id for r in ranges), max(r.to_id for r in ranges)
+        batches = [one.batch for one in absent]
+        highest_id = max(r.to_id for batch in batches for r in batch.ranges)
         with self._db.connection() as conn:
-            restoring.begin(conn, self._bucket.name, lowest_id=lowest_id, in_the_way=list(self._in_the_way.values()))
+            lowest_id = restoring.begin(conn, self._bucket.name, batches, in_the_way=list(self._in_the_way.values()))
         self._outcome.moved = restoring.make_room(self._db, lowest_id=lowest_id, highest_id=highest_id)
         for number, one in enumerate(absent):
             self._means.stop_here_if_told()

@@ -157,9 +157,13 @@ class Run:
 
     def _try(self, key: Key) -> None:
         """Deliver a batch, once in this run."""
-        if key not in self._tried:
-            self._tried.add(key)
+        if key in self._tried:
+            return
+        self._tried.add(key)
+        try:
             self._deliver(key)
+        except ledger.OvertakenError as error:
+            log.info("export %s: %s", self._job, error)
 
     def _plan(self) -> sealing.Plan:
         export = self._settings.exports[self._job]

@@ -251,7 +251,7 @@ def _deliver_again(means: Means, key: Key, bucket: str) -> list[str]:
     """Return why it could not be done; one batch that cannot be made again must not keep the others from it."""
     try:
         return redeliver(means, key, [bucket]).problems
-    except (BatchChangedError, BucketError) as error:
+    except (BatchChangedError, BucketError, ledger.OvertakenError) as error:
         return [str(error)]
 
 

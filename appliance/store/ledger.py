@@ -271,7 +271,7 @@ def load(conn: Connection, key: Key) -> Batch:
         (key.job, key.sequence),
     ).fetchone()
     if row is None:
-        raise ApplianceError(f"the ledger has no batch {key}")
+        raise OvertakenError(f"the ledger has no batch {key}")
     kind, sealed_at, row_count, format_, compression, object_rows, object_bytes, escapes, schema_version, manifest = row
     return Batch(
         key=key,
@@ -308,20 +308,30 @@ def deliveries(conn: Connection, key: Key) -> tuple[Delivery, ...]:
     return tuple(Delivery(bucket=b, prefix=p, delivered=d, attempts=a, last_error=e) for b, p, d, a, e in rows)
 
 
+def hold(conn: Connection, batch: Batch) -> None:
+    """Keep a restore from taking a batch back until the transaction ends.
+
+    Raises OvertakenError when one has; another may bear its name by now.
+    """
+    held = conn.execute(
+        "SELECT 1 FROM export_batches WHERE job = %s AND sequence = %s AND sealed_at = %s FOR NO KEY UPDATE",
+        (batch.key.job, batch.key.sequence, batch.sealed_at),
+    )
+    if held.fetchone() is None:
+        raise OvertakenError(f"batch {batch.key} was sent nowhere yet, and a restore has taken it back")
+
+
 def begin_attempt(conn: Connection, batch: Batch, bucket: str) -> None:
     """Count an attempt. It must be committed before the first byte leaves: later runs then know whose bytes stand.
 
-    Raises OvertakenError when a restore has taken the batch back; another may bear its name by now.
+    Raises OvertakenError as `hold` does.
     """
-    key = batch.key
-    begun = conn.execute(
-        "UPDATE export_deliveries d SET attempts = attempts + 1, attempted_at = now() FROM export_batches b"
-        " WHERE d.job = %(job)s AND d.sequence = %(sequence)s AND d.bucket = %(bucket)s AND d.state = 'pending'"
-        " AND b.job = d.job AND b.sequence = d.sequence AND b.sealed_at = %(sealed_at)s",
-        {"job": key.job, "sequence": key.sequence, "bucket": bucket, "sealed_at": batch.sealed_at},
+    hold(conn, batch)
+    conn.execute(
+        "UPDATE export_deliveries SET attempts = attempts + 1, attempted_at = now()"
+        " WHERE job = %s AND sequence = %s AND bucket = %s AND state = 'pending'",
+        (batch.key.job, batch.key.sequence, bucket),
     )
-    if not begun.rowcount and not (exists(conn, key) and load(conn, key).sealed_at == batch.sealed_at):
-        raise OvertakenError(f"batch {key} was sent nowhere yet, and a restore has taken it back: run the job again")
 
 
 def record_failure(conn: Connection, key: Key, bucket: str, error: str, *, rests: bool = True) -> None:

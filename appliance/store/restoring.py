@@ -27,12 +27,12 @@ _HOLDS = (
 )
 
 
-def begin(conn: Connection, bucket: str, *, lowest_id: int, in_the_way: Iterable[Key] = ()) -> None:
-    """Stop all sealing until `end`, and let marks and coverage start over where rows are to come back.
+def begin(conn: Connection, bucket: str, batches: Sequence[Batch], *, in_the_way: Iterable[Key] = ()) -> int:
+    """Stop all sealing until `end`, and let marks and coverage start over where batches are to come back.
 
-    Batches that are `in_the_way`, and those after them, are taken back: their rows wait to be sealed as before.
-    A job looks again at all that lies behind its own last batch: where it found nothing, rows of another job's batches
-    may come back, and they are its rows too. Rows that come back are above `lowest_id`.
+    Batches that are `in_the_way`, and those after them, are taken back: their rows wait to be sealed as before. A job
+    looks again at all that lies behind its own last batch: where it found nothing, rows of another job's batches may
+    come back, and they are its rows too. Return the id above which rows come back, or stand here and are in no batch.
     """
     # Waits for a seal that is under way, which holds the same lock shared.
     ledger.lock_coverage(conn, exclusive=True)
@@ -43,17 +43,38 @@ def begin(conn: Connection, bucket: str, *, lowest_id: int, in_the_way: Iterable
         "UPDATE export_coverage c SET sealed_to = least(c.sealed_to, coalesce((SELECT max(r.to_id) FROM export_ranges r"
         " WHERE r.job = c.job AND (r.site = c.site OR (r.site = '*' AND NOT c.site = ANY(r.except_sites)))), 0))"
     )
+    # Coverage moves on over all of this ground, so what has been collected on it meanwhile must move away.
+    ground = {(batch.key.job, r.site, r.except_sites) for batch in batches for r in batch.ranges}
+    ends = [_sealed_to(conn, job, site, except_sites) for job, site, except_sites in ground]
+    lowest_id = min(*ends, *(r.from_id for batch in batches for r in batch.ranges))
     conn.execute(
         "UPDATE export_marks SET marked_to = least(marked_to, %(id)s), deleted_to = least(deleted_to, %(id)s)",
         {"id": lowest_id},
     )
+    return lowest_id
+
+
+def _sealed_to(conn: Connection, job: str, site: str, except_sites: Sequence[str]) -> int:
+    """Return how far a job has sealed a site, or, for all sites, each of them; a new one starts where these are."""
+    if site == ALL_SITES:
+        query = (
+            "SELECT CASE WHEN bool_or(site = '*') THEN min(sealed_to) ELSE 0 END FROM export_coverage"
+            " WHERE job = %(job)s AND site <> ALL(%(except)s)"
+        )
+    else:
+        query = (
+            "SELECT sealed_to FROM export_coverage WHERE job = %(job)s AND site IN (%(site)s, '*')"
+            " ORDER BY site = '*' LIMIT 1"
+        )
+    found = fetch_value(conn, query, {"job": job, "site": site, "except": list(except_sites)})
+    return int(found or 0)
 
 
 def _take_back(conn: Connection, first: Key) -> None:
     """Forget a batch and those after it. Raises RestoreError where a run has begun to send one."""
     after = "WHERE job = %s AND sequence >= %s"
-    # A run that is about to send one counts that here first, and finds that it is gone.
-    conn.execute(f"SELECT 1 FROM export_deliveries {after} FOR UPDATE", (first.job, first.sequence))  # noqa: S608
+    # A run that has one in hand holds it first, and finds that it is gone (ledger.hold).
+    conn.execute(f"SELECT 1 FROM export_batches {after} FOR UPDATE", (first.job, first.sequence))  # noqa: S608
     if not ledger.was_never_sent(conn, first):
         raise RestoreError(f"a run has begun to send batch {first} just now: run this again")
     for table in ("export_deliveries", "export_objects", "export_ranges", "export_batches"):
