@@ -6,12 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from appliance.errors import (
-    ApplianceError,
-    BatchChangedError,
-    BucketError,
-    ForeignObjectError,
-)
+from appliance.errors import ApplianceError, BatchChangedError, BucketError, ForeignObjectError
 from appliance.export import buckets, history, manifest
 from appliance.export.buckets import Bucket
 from appliance.export.files import LocalObject, described

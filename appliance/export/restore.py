@@ -140,16 +140,16 @@ class Restore:
                 if known.manifest is None and ledger.is_same_seal(known, one.batch):
                     # The next run finds it there.
                     continue
-                if known.manifest != one.batch.manifest and ledger.was_never_sent(conn, one.batch.key):
+                if known.manifest != one.batch.manifest:
+                    if not ledger.was_never_sent(conn, one.batch.key):
+                        raise RestoreError(
+                            f"the ledger is not empty, and has another batch {one.batch.key} than bucket "
+                            f"{self._bucket.name}: restore into a database of its own"
+                        )
                     # Sealed while no bucket answered.
                     self._in_the_way.setdefault(one.batch.key.job, one.batch.key)
                     absent.append(one)
                     continue
-                if known.manifest != one.batch.manifest:
-                    raise RestoreError(
-                        f"the ledger is not empty, and has another batch {one.batch.key} than bucket "
-                        f"{self._bucket.name}: restore into a database of its own"
-                    )
                 if not any(d.delivered and d.bucket == self._bucket.name for d in known.deliveries):
                     unproven.append(one)
         return absent, unproven
@@ -184,7 +184,7 @@ class Restore:
         batches = [one.batch for one in absent]
         highest_id = max(r.to_id for batch in batches for r in batch.ranges)
         with self._db.connection() as conn:
-            lowest_id = restoring.begin(conn, self._bucket.name, batches, in_the_way=list(self._in_the_way.values()))
+            lowest_id = restoring.begin(conn, self._bucket.name, batches, in_the_way=self._in_the_way.values())
         self._outcome.moved = restoring.make_room(self._db, lowest_id=lowest_id, highest_id=highest_id)
         for number, one in enumerate(absent):
             self._means.stop_here_if_told()
